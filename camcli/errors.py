@@ -1,0 +1,55 @@
+"""Every error that camcli raises on purpose, and the exit code that each one means.
+
+    CamcliError            3   something outside the pictures stops the run
+    ├── ConfigError        2   a config file, an override or an option is wrong
+    │   └── LayerError     2   no usable target layer, or the one asked for does not serve
+    ├── ModelError         3   the model or its weights cannot be had
+    ├── NoInputsError      5   nothing to do
+    ├── OutputError        3   the output folder cannot be written
+    └── ItemError          -   one picture failed: a record in the report, never the end of a run
+
+A message names the thing, the reason and the next step.
+"""
+
+from __future__ import annotations
+
+from camcli.records import Stage
+
+
+class CamcliError(Exception):
+    """Base of all errors that a user can act on."""
+
+    exit_code = 3
+
+
+class ConfigError(CamcliError):
+    """A config file, an override or an option is wrong."""
+
+    exit_code = 2
+
+
+class LayerError(ConfigError):
+    """No usable target layer was found, or the one asked for does not serve."""
+
+
+class ModelError(CamcliError):
+    """The model or its weights cannot be had."""
+
+
+class NoInputsError(CamcliError):
+    """No picture was found in what the user named."""
+
+    exit_code = 5
+
+
+class OutputError(CamcliError):
+    """The output folder cannot be written."""
+
+
+class ItemError(Exception):
+    """One picture failed at `stage`; the run goes on."""
+
+    def __init__(self, stage: Stage, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.kind = kind

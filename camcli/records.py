@@ -1,0 +1,99 @@
+"""The frozen records that cross module lines: NumPy and the standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Stage = Literal["read", "decode", "forward", "write"]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in pixels of the original picture; it may leave the picture when the input was padded."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    @property
+    def width(self) -> float:
+        """Pixels from the left edge to the right edge."""
+        return self.x1 - self.x0
+
+    @property
+    def height(self) -> float:
+        """Pixels from the top edge to the bottom edge."""
+        return self.y1 - self.y0
+
+    def clip(self, width: int, height: int) -> Box:
+        """The part of this box that lies inside a picture of `width` x `height` pixels."""
+        return Box(max(self.x0, 0.0), max(self.y0, 0.0), min(self.x1, width), min(self.y1, height))
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model says of one class: probability 0..1, logit without unit."""
+
+    index: int
+    label: str
+    probability: float
+    logit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Heatmap:
+    """One method's answer for one target.
+
+    heat: float32 [h, w] at the layer's resolution, scaled to 0..1.
+    raw_min, raw_max: range of the map before scaling, which 0..1 hides.
+    empty: the map has no positive evidence, so `heat` is zero everywhere.
+    """
+
+    method: str
+    layer: str
+    target: Prediction
+    heat: NDArray[np.float32]
+    raw_min: float
+    raw_max: float
+    empty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """All that was found for one picture; size is (width, height) in pixels after EXIF orientation."""
+
+    id: str
+    source: str
+    size: tuple[int, int]
+    seen: Box
+    top: tuple[Prediction, ...]
+    heatmaps: tuple[Heatmap, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One picture that could not be explained, and why; kind is the name of the error class."""
+
+    id: str
+    source: str
+    stage: Stage
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """How a run ended."""
+
+    done: int
+    failed: int
+    skipped: int
+    seconds: float
+    out: str
+    exit_code: int
+    failures: dict[str, int] = field(default_factory=dict)
