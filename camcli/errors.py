@@ -6,6 +6,7 @@
     ├── ModelError         3   the model or its weights cannot be had
     ├── NoInputsError      5   nothing to do
     ├── OutputError        3   the output folder cannot be written
+    ├── LockedError       75   another run holds the output folder
     └── ItemError          -   one picture failed: a record in the report, never the end of a run
 
 A message names the thing, the reason and the next step.
@@ -44,6 +45,12 @@ class NoInputsError(CamcliError):
 
 class OutputError(CamcliError):
     """The output folder cannot be written."""
+
+
+class LockedError(CamcliError):
+    """Another run holds the output folder."""
+
+    exit_code = 75
 
 
 class ItemError(Exception):

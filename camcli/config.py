@@ -1,0 +1,188 @@
+"""What a run does, as one strict, frozen record with a default for every field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictInt,
+    StrictStr,
+    field_validator,
+    model_validator,
+)
+
+SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
+
+Source = Literal["demo", "timm", "torchvision"]
+Crop = Literal["center", "squash", "pad"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """Which classifier. The string `timm/resnet50.a1_in1k` stands for `{source: timm, name: resnet50.a1_in1k}`."""
+
+    source: Source = Field("demo", description="Library that builds the model.")
+    name: str = Field("demo", description="Architecture, as its library names it.")
+    weights: str = Field("pretrained", description="`pretrained`, `none` (random), or a .safetensors/.pth file.")
+    kwargs: dict[str, JsonValue] = Field({}, description="Passed to the library's model function.")
+    num_classes: Positive | None = Field(None, description="Size of the head; null: the architecture's own.")
+    labels: str | None = Field(None, description="Text file, one label a line; null: the model's own.")
+    activation: Literal["softmax", "sigmoid"] | None = Field(
+        None, description="Logits to probabilities; null: softmax, and sigmoid for the demo model."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return expand_model(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _named(self) -> ModelConfig:
+        if self.source != "demo" and "name" not in self.model_fields_set:
+            raise ValueError(f"source {self.source} needs a name, such as `model: {self.source}/resnet50`")
+        if self.source == "demo" and self.name != "demo":
+            raise ValueError(f"the demo source has one model, not {self.name!r}; set model.source as well")
+        return self
+
+
+def expand_model(short: str) -> dict[str, str]:
+    """`timm/resnet50.a1_in1k` as the section that it stands for."""
+    source, _, name = short.partition("/")
+    return {"source": source, "name": name or source}
+
+
+class TargetsConfig(Section):
+    """Which classes to explain: exactly one of `top`, `above`, `classes`.
+
+    `top1` stands for `{top: 1}`, and a list (or a single class) for `{classes: [...]}`.
+    """
+
+    top: Positive | None = Field(None, description="The k most probable classes of each picture.")
+    above: Unit | None = Field(None, description="Every class at least this probable, for multi-label models.")
+    classes: tuple[StrictInt | StrictStr, ...] | None = Field(
+        None, min_length=1, description="Classes by index or by label."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short(cls, value: Any) -> Any:
+        if value == "top1":
+            return {"top": 1}
+        if isinstance(value, list | tuple):
+            return {"classes": tuple(value)}
+        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+            return {"classes": (value,)}
+        return value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> TargetsConfig:
+        if sum(v is not None for v in (self.top, self.above, self.classes)) != 1:
+            raise ValueError("give exactly one of `top`, `above`, `classes`")
+        return self
+
+
+class InputConfig(Section):
+    """How a picture becomes the model's input; null means: as the weights were trained."""
+
+    size: tuple[Positive, Positive] | None = Field(None, description="[height, width] in pixels, or one number.")
+    mean: tuple[float, float, float] | None = Field(None, description="Per channel, on a 0..1 scale.")
+    std: tuple[float, float, float] | None = Field(None, description="Per channel, on a 0..1 scale.")
+    interpolation: Interpolation | None = Field(None, description="Filter of the resize, antialiased.")
+    crop: Crop | None = Field(
+        None,
+        description="center: short side resized, middle cut out; squash: whole picture, ratio lost; "
+        "pad: whole picture, ratio kept, borders filled with the mean.",
+    )
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _square(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int | str) else value
+
+
+class OverlayConfig(Section):
+    """How heat is painted on the picture."""
+
+    format: Literal["jpg", "png", "webp"] = Field("jpg", description="File type of the overlays.")
+    quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="For jpg and webp.")
+    alpha: Unit = Field(0.5, description="Opacity of the heat.")
+    colormap: str = Field("turbo", description="Any matplotlib colour map.")
+    size: Literal["original", "model"] = Field(
+        "original", description="original: the picture as it is; model: the crop that the model saw."
+    )
+    scale: Literal["image", "run"] = Field(
+        "image", description="image: every map uses the full colour range; run: one range for all pictures."
+    )
+
+    @field_validator("colormap")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        from matplotlib import colormaps
+
+        from camcli.registry import did_you_mean
+
+        if value not in colormaps:
+            raise ValueError(f"unknown matplotlib colour map {value!r}{did_you_mean(value, colormaps)}")
+        return value
+
+
+class RuntimeConfig(Section):
+    """Where and how fast; nothing here changes what is found beyond rounding."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
+    batch_size: Positive = Field(16, description="Pictures per forward pass.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Of the forward pass; maps stay fp32.")
+    threads: Positive | None = Field(None, description="For decoding and encoding; null: one per core.")
+
+
+class RunConfig(Section):
+    """Everything that a run needs to know."""
+
+    model: ModelConfig = ModelConfig()
+    layer: tuple[str, ...] = Field(("auto",), min_length=1, description="auto, a module path, or a list (averaged).")
+    methods: tuple[str, ...] = Field(("gradcam",), min_length=1, description="See `camcli methods`.")
+    targets: TargetsConfig = TargetsConfig(top=1)
+    input: InputConfig = InputConfig()
+    overlay: OverlayConfig = OverlayConfig()
+    report: bool = Field(True, description="Write reports/<id>.json for each picture.")
+    maps: Literal["none", "npz", "png16"] = Field("none", description="Also keep the raw maps.")
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @field_validator("layer", "methods", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return (value,)
+        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        raise ValueError("a string or a list of strings is wanted")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a config file, shorthands included, for editors and for `camcli config schema`."""
+    schema = RunConfig.model_json_schema()
+    fields, defs = schema["properties"], schema["$defs"]
+    for name in ("layer", "methods"):
+        fields[name] = _or(fields[name], {"type": "string"})
+    fields["model"] = _or(fields["model"], {"type": "string"})
+    classes = {"type": ["string", "integer"]}
+    fields["targets"] = _or(fields["targets"], classes, {"type": "array", "minItems": 1, "items": classes})
+    size = defs["InputConfig"]["properties"]["size"]
+    size["anyOf"].append({"type": "integer", "minimum": 1})
+    return {"$schema": SCHEMA_URL, **schema}
+
+
+def _or(schema: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, *others]}

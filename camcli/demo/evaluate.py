@@ -1,0 +1,131 @@
+"""Measures the embedded model on scenes that training never saw.
+
+    python -m camcli.demo.evaluate --scenes 1000 --seed 1 --json
+    python -m camcli.demo.evaluate --arch vit --weights tests/weights/vit.safetensors
+
+present         share of the shapes in the pictures that are scored above 0.5
+absent          share of the shapes not in the pictures that are scored below 0.5
+pointing_game   share of (picture, shape in it) pairs where Grad-CAM's peak for the shape lies inside the shape's exact
+                mask or at most 8 px beside it (https://arxiv.org/abs/1608.00507, tolerance scaled to 128 px pictures)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from camcli.config import InputConfig, ModelConfig
+from camcli.demo import ARCHS, LABELS, MEAN, SIZE, STD, WEIGHTS
+from camcli.demo.scenes import Scene, scene
+from camcli.engine import Engine
+from camcli.layers import resolve_layer
+from camcli.methods import METHODS
+from camcli.models import LoadedModel, load_model
+from camcli.records import Heatmap
+
+TOLERANCE = 8
+BATCH = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What was measured over `pairs` pairs of a picture and a shape in it; shares are 0..1."""
+
+    scenes: int
+    seed: int
+    pairs: int
+    present: float
+    absent: float
+    pointing_game: float
+
+
+def evaluate(scenes: int = 1000, seed: int = 1, arch: str = "resnet", weights: Path = WEIGHTS) -> Quality:
+    """The quality of `weights` on the first `scenes` pictures of `seed`; ValueError if training used that seed."""
+    if _trained_on(weights) == seed:
+        raise ValueError(f"{weights} was trained on scenes of seed {seed}; choose another")
+    model = load(arch, weights)
+    engine = Engine(model, [resolve_layer(model.module, (SIZE, SIZE))], [METHODS["gradcam"]])
+    present, absent, hits = [], [], []
+    for drawn, maps in _explained(engine, scenes, seed):
+        masks = dict(drawn.shapes)
+        for label, heatmap in enumerate(maps):
+            probability = heatmap.target.probability
+            if label in masks:
+                present.append(probability > 0.5)
+                hits.append(points_at(heatmap, masks[label]))
+            else:
+                absent.append(probability < 0.5)
+    shares = (float(np.mean(values)) for values in (present, absent, hits))
+    return Quality(scenes, seed, len(hits), *shares)
+
+
+def _trained_on(weights: Path) -> int:
+    with safe_open(weights, "numpy") as file:
+        return int(file.metadata()["seed"])
+
+
+def load(arch: str, weights: Path) -> LoadedModel:
+    """The network of `arch` with `weights`, as any other timm model is loaded."""
+    name, kwargs = ARCHS[arch]
+    config = ModelConfig(
+        source="timm", name=name, weights=str(weights), kwargs=kwargs, num_classes=len(LABELS), activation="sigmoid"
+    )
+    return load_model(config, InputConfig(size=(SIZE, SIZE), mean=MEAN, std=STD))
+
+
+def _explained(engine: Engine, scenes: int, seed: int) -> Iterator[tuple[Scene, tuple[Heatmap, ...]]]:
+    """Each picture with one heatmap per label, in order of LABELS."""
+    for start in range(0, scenes, BATCH):
+        drawn = [scene(seed, index) for index in range(start, min(start + BATCH, scenes))]
+        pixels = torch.from_numpy(np.stack([d.image for d in drawn]))
+        for one, explanation in zip(drawn, engine.explain(pixels, lambda _: list(range(len(LABELS)))), strict=True):
+            assert not isinstance(explanation, Exception)
+            yield one, explanation.heatmaps
+
+
+def points_at(heatmap: Heatmap, mask: NDArray[np.bool_]) -> bool:
+    """The peak, bilinear at the picture's size, is at most TOLERANCE pixels from a pixel of `mask` [H,W]."""
+    if heatmap.empty:
+        return False
+    heat = torch.from_numpy(heatmap.heat)[None, None]
+    full = F.interpolate(heat, mask.shape, mode="bilinear")[0, 0].numpy()
+    peak = np.unravel_index(full.argmax(), full.shape)
+    return bool(np.hypot(*(np.argwhere(mask) - peak).T).min() <= TOLERANCE)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--arch", choices=ARCHS, default="resnet")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    args = parser.parse_args()
+    quality = evaluate(args.scenes, args.seed, args.arch, args.weights)
+    print(json.dumps(asdict(quality)) if args.json else report(quality))
+
+
+def report(quality: Quality) -> str:
+    """A line for each figure."""
+    return "\n".join(
+        [
+            f"{quality.scenes} scenes of seed {quality.seed}, {quality.pairs} shapes",
+            f"present shapes above 0.5   {quality.present:.1%}",
+            f"absent shapes below 0.5    {quality.absent:.1%}",
+            f"Grad-CAM points at shape   {quality.pointing_game:.1%}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Trains the embedded model on generated scenes and writes its weights.
+
+    python -m camcli.demo.train --out model.safetensors
+
+Every scene is drawn once; flips, quarter turns, swapped colour channels, contrast and blur make it fresh in every
+epoch. The loss is binary cross-entropy per label, plus cross-entropy for what each cell of the last features shows,
+through a second head that is thrown away ("token labeling", https://arxiv.org/abs/2104.10858): with it a few minutes
+on a CPU suffice. Weights are stored as float16, and the quality printed at the end is that of the stored file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from camcli.demo import ARCHS, LABELS, MEAN, SIZE, STD, WEIGHTS
+from camcli.demo.scenes import scene
+
+BATCH = 32
+CELL = 8
+RATE = {"resnet": 3e-3, "vit": 1e-3, "swin": 1.5e-3}
+
+
+def train(arch: str, scenes: int, epochs: int, seed: int) -> nn.Module:
+    """A network of `arch` that has seen the first `scenes` pictures of `seed` `epochs` times."""
+    torch.manual_seed(seed)
+    model = build(arch).to(memory_format=torch.channels_last).train()
+    cell_head = nn.Linear(model.num_features, len(LABELS) + 1)
+    weights = [*model.parameters(), *cell_head.parameters()]
+    optimizer = torch.optim.AdamW(weights, RATE[arch], weight_decay=0.05)
+    pictures = render(seed, scenes)
+    steps = epochs * (scenes // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE[arch], steps, pct_start=0.15)
+    for epoch in range(epochs):
+        start, losses = time.perf_counter(), []
+        for batch in batches(*pictures):
+            loss = _loss(model, cell_head, *augment(*batch))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        print(f"epoch {epoch + 1}: loss {np.mean(losses):.4f}, {time.perf_counter() - start:.0f} s", flush=True)
+    return model.eval()
+
+
+def build(arch: str) -> Any:
+    """The timm model of `arch` with random weights."""
+    name, kwargs = ARCHS[arch]
+    return timm.create_model(name, num_classes=len(LABELS), **kwargs)
+
+
+def _loss(model: Any, cell_head: nn.Module, images: Tensor, labels: Tensor, cells: Tensor) -> Tensor:
+    """Of the picture's labels [B,K], and of the label of each cell [B,g,g]."""
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model.forward_features(images)
+        logits = model.forward_head(features)
+        cell_logits = cell_head(_grid(model, features)).permute(0, 3, 1, 2)
+    wanted = F.interpolate(cells[:, None].float(), cell_logits.shape[-2:])[:, 0].long()
+    of_cells = F.cross_entropy(cell_logits.float(), wanted)
+    return F.binary_cross_entropy_with_logits(logits.float(), labels) + of_cells
+
+
+def _grid(model: Any, features: Tensor) -> Tensor:
+    """The last features as [B,h,w,C]: from a ViT's tokens, a Swin's NHWC or a ResNet's NCHW."""
+    if features.ndim == 3:
+        return features[:, model.num_prefix_tokens :].unflatten(1, model.patch_embed.grid_size)
+    return features if features.shape[-1] == model.num_features else features.permute(0, 2, 3, 1)
+
+
+def render(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The first `count` pictures of `seed`: uint8 [N,3,H,W], float labels 0 or 1 [N,K], uint8 cell labels [N,g,g]."""
+    with ProcessPoolExecutor() as pool:
+        drawn = list(pool.map(partial(_sample, seed), range(count), chunksize=64))
+    images, labels, cells = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
+    return images.permute(0, 3, 1, 2), labels, cells
+
+
+def _sample(seed: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
+    drawn = scene(seed, index)
+    labels = np.zeros(len(LABELS), dtype=np.float32)
+    cells = np.full((SIZE // CELL, SIZE // CELL), len(LABELS), dtype=np.uint8)
+    for label, mask in drawn.shapes:
+        labels[label] = 1
+        cells[mask[CELL // 2 :: CELL, CELL // 2 :: CELL]] = label
+    return drawn.image, labels, cells
+
+
+def batches(*tensors: Tensor) -> Iterator[list[Tensor]]:
+    """All pictures in random order, whole batches only."""
+    for rows in torch.randperm(len(tensors[0])).split(BATCH):
+        if len(rows) == BATCH:
+            yield [tensor[rows] for tensor in tensors]
+
+
+def augment(images: Tensor, labels: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch turned, flipped, recoloured and blurred at random, its images [B,3,H,W] from uint8 to normal."""
+    turns, mirror = int(torch.randint(4, ())), [-1] if torch.rand(()) < 0.5 else []
+    images = images[:, torch.randperm(3)].rot90(turns, (-2, -1)).flip(mirror)
+    cells = cells.rot90(turns, (-2, -1)).flip(mirror)
+    contrast = torch.empty(len(images), 1, 1, 1).uniform_(0.7, 1.2)
+    light = torch.empty_like(contrast).uniform_(-0.1, 0.1)
+    pixels = ((images.float() / 255 - 0.5) * contrast + 0.5 + light).clamp(0, 1)
+    if torch.rand(()) < 0.3:
+        small = F.interpolate(pixels, scale_factor=float(torch.empty(()).uniform_(0.6, 1)), mode="bilinear")
+        pixels = F.interpolate(small, pixels.shape[-2:], mode="bilinear")
+    return normalise(pixels), labels, cells
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """[B,3,H,W] in 0..1 as the network wants it."""
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
+    return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def save(model: nn.Module, path: Path, **facts: object) -> None:
+    """Writes float16 weights; `facts` go into the file's metadata."""
+    halves = {
+        name: value.half().contiguous() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
+    save_file(halves, path, {name: str(fact) for name, fact in facts.items()})
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", choices=ARCHS, default="resnet")
+    parser.add_argument("--scenes", type=int, default=20_000)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=20_240_607)
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    args = parser.parse_args()
+    start = time.perf_counter()
+    model = train(args.arch, args.scenes, args.epochs, args.seed)
+    save(model, args.out, arch=args.arch, seed=args.seed, scenes=args.scenes, epochs=args.epochs)
+    print(f"seed {args.seed}: {time.perf_counter() - start:.0f} s, {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""From cells of a heatmap to pixels of the original picture, through the box that the model saw."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from camcli.records import Box
+
+_FINER = 8
+
+Heat = NDArray[np.float32]
+Region = tuple[int, int, int, int]
+
+
+def place(heat: Heat, seen: Box, width: int, height: int) -> tuple[Region, Image.Image]:
+    """Where `heat` [h,w] lies on a picture of `width` x `height` px, and how it looks there.
+
+    Returns the pixel region (left, top, right, bottom), whose pixel centres lie in `seen`, and a grey picture of
+    its size: bilinear between cell centres, edge cells continued, 0..1 as 0..255.
+    """
+    h, w = heat.shape
+    left, right = _pixels(seen.x0, seen.x1, width)
+    top, bottom = _pixels(seen.y0, seen.y1, height)
+    cells = np.rint(np.pad(heat, 1, mode="edge") * 255).astype(np.uint8)
+    window = (
+        *_cells(left, top, seen, w, h),
+        *_cells(right, bottom, seen, w, h),
+    )
+    grey = Image.fromarray(cells).resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=window)
+    return (left, top, right, bottom), grey
+
+
+def _pixels(low: float, high: float, limit: int) -> tuple[int, int]:
+    """First and last + 1 pixel whose centre lies in low..high, at least one, none outside 0..limit."""
+    first = min(max(math.ceil(low - 0.5), 0), limit - 1)
+    last = min(max(math.floor(high - 0.5) + 1, first + 1), limit)
+    return first, last
+
+
+def _cells(x: float, y: float, seen: Box, w: int, h: int) -> tuple[float, float]:
+    """Picture coordinates -> coordinates of the map with one cell of border."""
+    u = (x - seen.x0) / seen.width * w + 1
+    v = (y - seen.y0) / seen.height * h + 1
+    return min(max(u, 0.0), w + 2.0), min(max(v, 0.0), h + 2.0)
+
+
+def peak(heat: Heat, seen: Box, width: int, height: int) -> tuple[int, int] | None:
+    """The pixel [x, y] at the centre of the hottest cell on the picture; None for a map without heat."""
+    h, w = heat.shape
+    xs = seen.x0 + (np.arange(w) + 0.5) * seen.width / w
+    ys = seen.y0 + (np.arange(h) + 0.5) * seen.height / h
+    on_picture = ((ys >= 0) & (ys < height))[:, None] & ((xs >= 0) & (xs < width))[None]
+    visible = np.where(on_picture, heat, 0) if on_picture.any() else heat
+    if not visible.any():
+        return None
+    row, column = np.unravel_index(int(visible.argmax()), heat.shape)
+    return _inside(xs[column], width), _inside(ys[row], height)
+
+
+def _inside(position: float, limit: int) -> int:
+    return min(max(math.floor(position), 0), limit - 1)
+
+
+def hot_box(heat: Heat, seen: Box, width: int, height: int) -> Box | None:
+    """Bounds, in pixels of the picture, of the region above half of the maximum; None without heat."""
+    if not heat.any():
+        return None
+    h, w = (_FINER * n for n in heat.shape)
+    fine = np.asarray(Image.fromarray(heat).resize((w, h), Image.Resampling.BILINEAR))
+    hot = fine >= fine.max() / 2
+    rows, columns = np.flatnonzero(hot.any(axis=1)), np.flatnonzero(hot.any(axis=0))
+    per_x, per_y = seen.width / w, seen.height / h
+    box = Box(
+        seen.x0 + columns[0] * per_x,
+        seen.y0 + rows[0] * per_y,
+        seen.x0 + (columns[-1] + 1) * per_x,
+        seen.y0 + (rows[-1] + 1) * per_y,
+    ).clip(width, height)
+    return box if box.width > 0 and box.height > 0 else None

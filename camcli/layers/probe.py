@@ -1,0 +1,173 @@
+"""Where does an activation answer a touch of the picture? The layout is measured on the live model.
+
+A few patches of a synthetic picture are repainted, one per batch item. Under the right reading of a tensor,
+the cells that change most lie where the patch was; under a wrong one they lie anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from camcli.layers.layout import Layout
+from camcli.layers.trace import Place, visiting
+
+PATCHES = 7
+ACCEPTED_Z = 3.3
+REJECTED_GAP = 3.0
+REJECTED_SIGN_Z = 2.5
+
+Size = tuple[int, int]
+Box = tuple[int, int, int, int]
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Distances from patch to strongest answer, in parts of the picture's side, and what chance gives.
+
+    gain: by how much the answers were nearer than cells drawn at random; variance: of the gain under chance.
+    """
+
+    distances: list[float] = field(default_factory=list)
+    gain: float = 0.0
+    variance: float = 0.0
+
+    @property
+    def z(self) -> float:
+        """Standard deviations above chance."""
+        return self.gain / math.sqrt(self.variance) if self.variance else 0.0
+
+    def add(self, distances: Tensor, chosen: Tensor) -> None:
+        """Take [n, cells] distances from each patch, and [n] that of the cell which answered most."""
+        self.distances += chosen.tolist()
+        self.gain += float((distances.mean(1) - chosen).sum())
+        self.variance += float(distances.var(1, correction=0).sum())
+
+    def beats(self, other: Evidence) -> bool:
+        """Clearly better: far more gain, or nearer for nearly every single patch (a sign test)."""
+        signs = [a < b for a, b in zip(self.distances, other.distances) if a != b]
+        sign_z = (2 * sum(signs) - len(signs)) / math.sqrt(len(signs)) if signs else 0.0
+        return self.z - other.z > REJECTED_GAP or sign_z > REJECTED_SIGN_Z
+
+
+@dataclass(slots=True)
+class Probe:
+    """Touches pictures of `size` (H, W) and gathers evidence for each reading of each place."""
+
+    module: nn.Module
+    size: Size
+    rounds: int = 0
+    evidence: dict[Place, dict[Layout, Evidence]] = field(default_factory=dict)
+
+    def touch(self, readings: Mapping[Place, Sequence[Layout]], grid: Size) -> None:
+        """One forward of 1 + PATCHES pictures; each patch is exactly one cell of `grid`."""
+        generator = torch.Generator().manual_seed(self.rounds)
+        boxes = list(patches(self.size, self.rounds * PATCHES, grid))
+        inputs = repaint(canvas(self.size, self.rounds % 2 == 0, generator), boxes, generator)
+        centres = torch.tensor([centre(box, self.size) for box in boxes])
+
+        def visit(place: Place, tensor: Tensor) -> None:
+            if tensor.shape[0] == 1 + PATCHES:
+                for layout in readings.get(place, ()):
+                    self._judge(place, layout, tensor, centres)
+
+        with torch.no_grad(), visiting(self.module, visit):
+            self.module(like(self.module, inputs))
+        self.rounds += 1
+
+    def _judge(self, place: Place, layout: Layout, tensor: Tensor, centres: Tensor) -> None:
+        """Compare the distance from patch to strongest answer with that of a cell drawn at random."""
+        answers = response(layout.to_maps(tensor.float())).cpu()
+        distances = torch.cdist(centres, cells(layout.grid))
+        chosen = distances.gather(1, answers.flatten(1).argmax(1, keepdim=True))[:, 0]
+        self.evidence.setdefault(place, {}).setdefault(layout, Evidence()).add(distances, chosen)
+
+    def leading(self, place: Place) -> Layout | None:
+        """The reading with the strongest evidence so far."""
+        found = self.evidence.get(place, {})
+        return max(found, key=lambda layout: found[layout].z, default=None)
+
+    def verdict(self, place: Place) -> Layout | None:
+        """The leading reading, if it is far above chance and no other comes near it."""
+        best = self.leading(place)
+        if best is None:
+            return None
+        found = self.evidence[place]
+        clear = all(found[best].beats(other) for layout, other in found.items() if layout != best)
+        return best if found[best].z > ACCEPTED_Z and clear else None
+
+
+def response(maps: Tensor) -> Tensor:
+    """[n,h,w] change of each cell against the untouched first picture, less the change common to all cells."""
+    change = maps[1:] - maps[:1]
+    change = change - change.mean((2, 3), keepdim=True)
+    return change.square().sum(1)
+
+
+def cells(grid: Size) -> Tensor:
+    """[h*w, 2] centres of the cells, row and column in 0..1."""
+    rows, columns = ((torch.arange(n) + 0.5) / n for n in grid)
+    return torch.cartesian_prod(rows, columns)
+
+
+def patches(size: Size, first: int, grid: Size) -> Iterator[Box]:
+    """PATCHES boxes (top, left, height, width) in pixels, spread by the R2 sequence from index `first` on.
+
+    The sequence (Roberts, 2018) fills the square evenly and has no symmetry that a flipped grid could share.
+    """
+    for index in range(first + 1, first + PATCHES + 1):
+        cell = [int((0.5 + step * index) % 1 * n) for step, n in zip((0.7549, 0.5698), grid)]
+        top, left = (c * side // n for c, side, n in zip(cell, size, grid))
+        bottom, right = ((c + 1) * side // n for c, side, n in zip(cell, size, grid))
+        yield top, left, max(1, bottom - top), max(1, right - left)
+
+
+def centre(box: Box, size: Size) -> tuple[float, float]:
+    """Row and column of the middle of `box` in 0..1."""
+    top, left, height, width = box
+    return (top + height / 2) / size[0], (left + width / 2) / size[1]
+
+
+def canvas(size: Size, rough: bool, generator: torch.Generator) -> Tensor:
+    """[1,3,H,W] synthetic picture, about normalised: white noise, or noise as smooth as a 5 x 5 grid."""
+    if rough:
+        return torch.randn(1, 3, *size, generator=generator)
+    return F.interpolate(torch.randn(1, 3, 5, 5, generator=generator), size, mode="bicubic")
+
+
+def repaint(untouched: Tensor, boxes: Sequence[Box], generator: torch.Generator) -> Tensor:
+    """[1+n,3,H,W]: the picture, then one copy per box with that box filled with strong noise."""
+    batch = untouched.repeat(1 + len(boxes), 1, 1, 1)
+    for item, (top, left, height, width) in zip(batch[1:], boxes):
+        noise = torch.randn(3, height, width, generator=generator)
+        item[:, top : top + height, left : left + width] = 3 * noise
+    return batch
+
+
+def picture(module: nn.Module, size: Size) -> Tensor:
+    """[1,3,H,W] the same synthetic picture every time, as `module` takes it."""
+    return like(module, canvas(size, True, torch.Generator().manual_seed(0)))
+
+
+def values(module: nn.Module, size: Size, places: Sequence[Place]) -> dict[Place, Tensor]:
+    """The tensors at `places` for the synthetic picture."""
+    found: dict[Place, Tensor] = {}
+
+    def visit(place: Place, tensor: Tensor) -> None:
+        if place in places:
+            found[place] = tensor.clone()
+
+    with torch.no_grad(), visiting(module, visit):
+        module(picture(module, size))
+    return found
+
+
+def like(module: nn.Module, inputs: Tensor) -> Tensor:
+    """`inputs` on the device and in the precision of the module's parameters."""
+    anchor = next(module.parameters())
+    return inputs.to(anchor.device, anchor.dtype)

@@ -1,0 +1,51 @@
+"""Every way in which a shape could be read as a grid over the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import permutations
+
+from camcli.layers.layout import Layout
+
+MAX_EXTRA_TOKENS = 16
+Size = tuple[int, int]
+
+
+def readings(shape: tuple[int, ...], size: Size) -> list[Layout]:
+    """Layouts that fit `shape` (without the batch axis) for a picture of `size` (H, W), likelier ones first."""
+    return list(_of_maps(shape, size) if len(shape) == 3 else _of_tokens(shape[0], size))
+
+
+def _of_maps(shape: tuple[int, ...], size: Size) -> Iterator[Layout]:
+    """[C,a,b] and [a,b,C], straight and transposed."""
+    for kind, (a, b) in (("nchw", shape[1:]), ("nhwc", shape[:2])):
+        if _covers((a, b), size):
+            yield Layout(kind, (a, b))  # type: ignore[arg-type]
+        if _covers((b, a), size):
+            yield Layout(kind, (b, a), transposed=True)  # type: ignore[arg-type]
+
+
+def _of_tokens(count: int, size: Size) -> Iterator[Layout]:
+    """Grids of `count` tokens less up to MAX_EXTRA_TOKENS, which stand before the grid or behind it."""
+    for extra in range(MAX_EXTRA_TOKENS + 1):
+        for grid in _grids(count - extra, size):
+            for prefix in sorted({0, extra}, reverse=True):
+                yield Layout("tokens", grid, prefix)
+                yield Layout("tokens", grid, prefix, transposed=True)
+
+
+def _grids(count: int, size: Size) -> Iterator[Size]:
+    """Factorisations of `count` with the proportions of the picture."""
+    for rows in range(2, count // 2 + 1):
+        if count % rows == 0 and _covers((rows, count // rows), size):
+            yield rows, count // rows
+
+
+def _covers(grid: Size, size: Size) -> bool:
+    """At least 2 x 2 cells, which some stride gives for both axes of the picture, rounded down or up."""
+    if min(grid) < 2 or any(n > pixels for n, pixels in zip(grid, size)):
+        return False
+    exact = [pixels / n for n, pixels in zip(grid, size)]
+    floor = max(pixels / (n + 1) for n, pixels in zip(grid, size)) < min(exact)
+    ceil = max(exact) < min(pixels / (n - 1) for n, pixels in zip(grid, size))
+    return floor or ceil

@@ -1,0 +1,109 @@
+"""Model sources: each is one module here, found by its name."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+import torch
+from torch import nn
+
+from camcli.config import InputConfig, ModelConfig
+from camcli.errors import ConfigError, ModelError
+from camcli.images import Preprocess
+from camcli.models.loaded import LoadedModel
+from camcli.models.weights import sha256, short
+
+__all__ = ["LoadedModel", "ModelSource", "load_model", "model_source"]
+
+
+class ModelSource(Protocol):
+    """What a module in this package offers."""
+
+    def names(self) -> list[str]:
+        """All architectures."""
+
+    def pretrained_file(self, config: ModelConfig, offline: bool) -> Path:
+        """The file of the published weights; raises ModelError when it cannot be had."""
+
+    def build(self, config: ModelConfig, file: Path | None) -> nn.Module:
+        """The module with the weights of `file` (None: random); raises ConfigError or ModelError."""
+
+    def preprocess(self, config: ModelConfig, module: nn.Module) -> Preprocess:
+        """What the weights were trained with."""
+
+    def labels(self, config: ModelConfig, module: nn.Module) -> tuple[str, ...] | None:
+        """The model's own labels, if it has any."""
+
+
+def model_source(name: str) -> ModelSource:
+    """The source called `name`; imports its library."""
+    return cast(ModelSource, importlib.import_module(f"camcli.models.{name}"))
+
+
+def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) -> LoadedModel:
+    """The classifier of `config`, in eval mode and frozen, and how pictures become its input.
+
+    Raises ConfigError for what the user can set right and ModelError for weights that cannot be had.
+    """
+    source = model_source(config.source)
+    file = _weights_file(source, config, offline)
+    module = source.build(config, file).eval().requires_grad_(False)
+    preprocess = source.preprocess(config, module).override(inputs)
+    classes = _class_count(module, config.name, preprocess.size)
+    default: Literal["softmax", "sigmoid"] = "sigmoid" if config.source == "demo" else "softmax"
+    return LoadedModel(
+        module,
+        config.source,
+        config.name,
+        _labels(source, config, module, classes),
+        config.activation or default,
+        preprocess,
+        str(file or "none"),
+        sha256(file) if file else None,
+    )
+
+
+def _class_count(module: nn.Module, name: str, size: tuple[int, int]) -> int:
+    """K of the logits [1,K] for one empty input; raises ConfigError when the model does not take the size."""
+    try:
+        with torch.inference_mode():
+            logits = module(torch.zeros(1, 3, *size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"{name} does not take an input of {size[0]}x{size[1]} px ({short(error)}); set input.size, "
+            "or the size that it is built for in model.kwargs (often img_size or image_size)"
+        ) from None
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        raise ConfigError(f"{name} gives no logits of shape [batch, classes], so there is no class to explain")
+    return logits.shape[1]
+
+
+def _weights_file(source: ModelSource, config: ModelConfig, offline: bool) -> Path | None:
+    if config.weights == "none":
+        return None
+    if config.weights == "pretrained":
+        return source.pretrained_file(config, offline)
+    file = Path(config.weights).expanduser()
+    if not file.is_file():
+        raise ModelError(f"{file}: no such weights file; model.weights is a file, `pretrained` or `none`")
+    return file
+
+
+def _labels(source: ModelSource, config: ModelConfig, module: nn.Module, classes: int) -> tuple[str, ...]:
+    """One for each class: the user's, the model's own, or class_17."""
+    if config.labels:
+        labels = _read_labels(Path(config.labels).expanduser())
+        if len(labels) != classes:
+            raise ConfigError(f"model.labels: {config.labels} has {len(labels)} lines, the model {classes} classes")
+        return labels
+    own = source.labels(config, module) or ()
+    return own if len(own) == classes else tuple(f"class_{i}" for i in range(classes))
+
+
+def _read_labels(file: Path) -> tuple[str, ...]:
+    try:
+        return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"model.labels: {file}: cannot be read: {error}") from None

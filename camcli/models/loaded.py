@@ -1,0 +1,28 @@
+"""What every model source hands over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from camcli.images import Preprocess
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A classifier ready to explain: module maps float32 [B,3,H,W] to logits [B,K], in eval mode and frozen.
+
+    labels: one for each of the K classes.
+    weights: where they came from, for the manifest; weights_sha256 is None for random ones.
+    """
+
+    module: nn.Module
+    source: str
+    name: str
+    labels: tuple[str, ...]
+    activation: Literal["softmax", "sigmoid"]
+    preprocess: Preprocess
+    weights: str
+    weights_sha256: str | None

@@ -1,0 +1,129 @@
+"""Classifiers of timm: `resnet50` with its default weights, or `resnet50.a1_in1k` with those of a tag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
+from timm.layers import to_2tuple
+from torch import nn
+
+from camcli.config import Crop, ModelConfig
+from camcli.errors import ConfigError, ModelError
+from camcli.images import Preprocess
+from camcli.models import weights
+from camcli.registry import did_you_mean
+
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_CROPS: dict[str, Crop] = {"center": "center", "squash": "squash", "border": "pad"}
+
+
+def names() -> list[str]:
+    """All architectures."""
+    return list(timm.list_models())
+
+
+def pretrained_file(config: ModelConfig, offline: bool) -> Path:
+    """The file of the published weights, downloaded when it must be and may be."""
+    cfg = _pretrained_cfg(config.name)
+    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        raise ModelError(f"timm has no weights for {config.name}; set model.weights to a file or none")
+    if not cfg.hf_hub_id:
+        return weights.cached_or_fetched(cfg.url, offline)
+    wanted = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else _HUB_FILES
+    return _hub_file(cfg.hf_hub_id, wanted, offline)
+
+
+def _hub_file(repo: str, wanted: tuple[str, ...], offline: bool) -> Path:
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    for filename in wanted:
+        cached = try_to_load_from_cache(repo, filename)
+        if isinstance(cached, str):
+            return Path(cached)
+    weights.require_network(f"{constants.ENDPOINT}/{repo}", repo, constants.HF_HUB_CACHE, offline)
+    for filename in wanted:
+        try:
+            return Path(hf_hub_download(repo, filename))
+        except EntryNotFoundError:
+            continue
+        except (OSError, HfHubHTTPError) as error:
+            raise ModelError(f"weights {repo}: download failed: {error}") from None
+    raise ModelError(f"weights {repo}: the hub holds none of {', '.join(wanted)}")
+
+
+def build(config: ModelConfig, file: Path | None) -> nn.Module:
+    """The module with the weights of `file`, or random ones."""
+    cfg = _pretrained_cfg(config.name)
+    kwargs: dict[str, Any] = dict(config.kwargs)
+    if config.num_classes is not None:
+        kwargs["num_classes"] = config.num_classes
+    if config.weights == "pretrained" and cfg and config.num_classes not in (None, cfg.num_classes):
+        raise ConfigError(
+            f"model.num_classes is {config.num_classes}, but the weights of {config.name} know {cfg.num_classes} "
+            "classes: leave it out, or give your own weights file"
+        )
+    try:
+        if file is None:
+            return timm.create_model(config.name, **kwargs)
+        return _with_weights(config, kwargs, file)
+    except TypeError as error:
+        raise ConfigError(f"model.kwargs do not fit timm's {config.name}: {error}") from None
+
+
+def _with_weights(config: ModelConfig, kwargs: dict[str, Any], file: Path) -> nn.Module:
+    overlay: dict[str, Any] = {"file": str(file)}
+    if file.suffix != ".npz":
+        overlay = {"state_dict": weights.read_state_dict(file)}
+    if config.weights != "pretrained":
+        # timm drops the head of a file whose class count differs from the published weights'.
+        plain = timm.create_model(config.name, **kwargs)
+        overlay.update(num_classes=plain.num_classes, label_offset=0)
+    try:
+        module: nn.Module = timm.create_model(config.name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+    except (RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"{file}: does not fit timm's {config.name}: {weights.short(error)}; "
+            "check model.name, model.num_classes and model.kwargs"
+        ) from None
+    getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
+    return module
+
+
+def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess:
+    """As timm's data config of the weights says."""
+    data = resolve_data_config(model=module)
+    height, width = to_2tuple(config.kwargs.get("img_size", data["input_size"][1:]))
+    margin = data["crop_pct"]
+    interpolation = data["interpolation"]
+    return Preprocess(
+        (height, width),
+        (int(height / margin), int(width / margin)),
+        tuple(data["mean"]),
+        tuple(data["std"]),
+        "bilinear" if interpolation == "random" else interpolation,
+        _CROPS[data["crop_mode"]],
+    )
+
+
+def labels(config: ModelConfig, module: nn.Module) -> tuple[str, ...] | None:
+    """The ImageNet labels that fit the head, or None for another head."""
+    subset = infer_imagenet_subset(module)
+    if subset is None:
+        return None
+    info = ImageNetInfo(subset)
+    return tuple(info.index_to_description(i) for i in range(info.num_classes()))
+
+
+def _pretrained_cfg(name: str) -> Any:
+    arch, _, tag = name.partition(".")
+    if not timm.is_model(arch):
+        raise ConfigError(f"unknown timm model {arch!r}{did_you_mean(arch, names())}")
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        known = timm.list_pretrained(f"{arch}.*")
+        raise ConfigError(f"timm's {arch} has no weights {tag!r} (known: {', '.join(known)})") from None

@@ -1,0 +1,106 @@
+"""Classifiers of torchvision: `resnet50` with its best weights, or `resnet50.IMAGENET1K_V1` with older ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torchvision
+from torch import nn
+from torchvision.models import WeightsEnum
+
+from camcli.config import ModelConfig
+from camcli.errors import ConfigError, ModelError
+from camcli.images import Preprocess
+from camcli.models import weights
+from camcli.registry import did_you_mean
+
+_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+
+
+def names() -> list[str]:
+    """All classification models."""
+    return list(torchvision.models.list_models(module=torchvision.models))
+
+
+def pretrained_file(config: ModelConfig, offline: bool) -> Path:
+    """The file of the published weights, downloaded when it must be and may be."""
+    entry = _entry(config.name)
+    if entry is None:
+        raise ModelError(f"torchvision has no weights for {config.name}; set model.weights to a file or none")
+    return weights.cached_or_fetched(entry.url, offline)
+
+
+def build(config: ModelConfig, file: Path | None) -> nn.Module:
+    """The module with the weights of `file`, or random ones."""
+    arch = config.name.partition(".")[0]
+    if arch not in names():
+        raise ConfigError(f"unknown torchvision model {arch!r}{did_you_mean(arch, names())}")
+    kwargs = _kwargs(config, arch, pretrained=config.weights == "pretrained")
+    try:
+        module: nn.Module = torchvision.models.get_model(arch, weights=None, **kwargs)
+    except TypeError as error:
+        raise ConfigError(f"model.kwargs do not fit torchvision's {arch}: {error}") from None
+    if file:
+        _load(module, file, config)
+    return module
+
+
+def _kwargs(config: ModelConfig, arch: str, pretrained: bool) -> dict[str, Any]:
+    """What torchvision itself passes when it builds an architecture for its weights, and the user's own."""
+    kwargs: dict[str, Any] = {}
+    entry = _entry(config.name) if pretrained else None
+    if arch in _WITH_AUXILIARY_HEADS:
+        kwargs.update(transform_input=config.weights != "none", init_weights=False)
+    if arch.startswith("vit_") and entry is not None:
+        kwargs.update(image_size=entry.meta["min_size"][0])
+    if config.num_classes is not None:
+        kwargs.update(num_classes=config.num_classes)
+    return {**kwargs, **config.kwargs}
+
+
+def _load(module: nn.Module, file: Path, config: ModelConfig) -> None:
+    try:
+        module.load_state_dict(weights.read_state_dict(file))
+    except RuntimeError as error:
+        raise ModelError(
+            f"{file}: does not fit torchvision's {config.name}: {weights.short(error)}; "
+            "check model.name, model.num_classes and model.kwargs"
+        ) from None
+
+
+def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess:
+    """As `weights.transforms()` says."""
+    entry = _entry(config.name)
+    if entry is None:
+        imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        return Preprocess((224, 224), (256, 256), *imagenet, "bilinear", "center")
+    recipe = entry.transforms()
+    side, resize = recipe.crop_size[0], recipe.resize_size[0]
+    return Preprocess(
+        (side, side),
+        (resize, resize),
+        tuple(recipe.mean),
+        tuple(recipe.std),
+        recipe.interpolation.value,
+        "center",
+    )
+
+
+def labels(config: ModelConfig, module: nn.Module) -> tuple[str, ...] | None:
+    """The categories that the published weights were trained on."""
+    entry = _entry(config.name)
+    return tuple(entry.meta["categories"]) if entry is not None else None
+
+
+def _entry(name: str) -> WeightsEnum | None:
+    """The weights that `name` stands for: those of its tag, else the default ones."""
+    arch, _, tag = name.partition(".")
+    if arch not in names():
+        raise ConfigError(f"unknown torchvision model {arch!r}{did_you_mean(arch, names())}")
+    known = torchvision.models.get_model_weights(arch)
+    if not tag:
+        return known.DEFAULT if len(known) else None
+    if tag not in known.__members__:
+        raise ConfigError(f"torchvision's {arch} has no weights {tag!r} (known: {', '.join(known.__members__)})")
+    return known[tag]

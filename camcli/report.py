@@ -1,0 +1,164 @@
+"""The JSON that a run leaves for each picture: its models, which are also its published schema."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from camcli import geometry
+from camcli.records import Box, Failure, Heatmap, ImageResult, Prediction, Stage
+
+SCHEMA_VERSION = 1
+_SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
+
+Corners = tuple[float, float, float, float]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Index = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class TargetRecord(_Record):
+    """One class and what the model says of it."""
+
+    index: Index
+    label: str
+    probability: Unit
+    logit: float
+
+
+class RankedRecord(TargetRecord):
+    """A class among the most probable ones."""
+
+    rank: Annotated[int, Field(ge=1, description="1 is the most probable.")]
+
+
+class HeatmapRecord(_Record):
+    """One heatmap of a picture."""
+
+    method: str
+    target: TargetRecord
+    overlay: str = Field(description="Path below the run folder.")
+    raw_min: float = Field(description="Smallest value of the map before scaling.")
+    raw_max: float = Field(description="Largest value of the map before scaling.")
+    empty: bool = Field(description="No evidence for the class: the map is zero everywhere.")
+    peak: tuple[Index, Index] | None = Field(description="[x, y] of the hottest cell's centre, original pixels.")
+    box: Corners | None = Field(
+        description="[x0, y0, x1, y1] around the region above half of the maximum, original pixels."
+    )
+
+
+class ModelRecord(_Record):
+    """Which classifier."""
+
+    source: str
+    name: str
+    weights_sha256: str | None = Field(description="null: random weights.")
+
+
+class ImageRecord(_Record):
+    """A picture that was explained."""
+
+    schema_version: Literal[1] = 1
+    status: Literal["done"] = "done"
+    id: str = Field(description="Path below the input root, forward slashes.")
+    source: str = Field(description="The file that was read.")
+    width: Size = Field(description="Pixels, after EXIF orientation.")
+    height: Size = Field(description="Pixels, after EXIF orientation.")
+    seen: Corners = Field(
+        description="[x0, y0, x1, y1] of the part that the model saw, original pixels; beyond the picture if padded."
+    )
+    model: ModelRecord
+    layer: str
+    top: list[RankedRecord]
+    heatmaps: list[HeatmapRecord]
+    maps: list[str] = Field(description="Raw map files below the run folder, empty unless asked for.")
+
+
+class FailureRecord(_Record):
+    """A picture that could not be explained."""
+
+    schema_version: Literal[1] = 1
+    status: Literal["failed"] = "failed"
+    id: str
+    source: str
+    stage: Stage
+    kind: str = Field(description="Name of the error.")
+    message: str
+
+
+_RECORD: TypeAdapter[ImageRecord | FailureRecord] = TypeAdapter(
+    Annotated[ImageRecord | FailureRecord, Field(discriminator="status")]
+)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of `reports/<id>.json` and of each line of `results.jsonl`."""
+    return {"$schema": _SCHEMA_URL, "title": "camcli report", **_RECORD.json_schema(mode="serialization")}
+
+
+def to_json(record: BaseModel, indent: int | None = None) -> str:
+    """Sorted keys, ASCII only, never NaN."""
+    return json.dumps(record.model_dump(mode="json"), sort_keys=True, allow_nan=False, indent=indent)
+
+
+def image_record(
+    result: ImageResult, model: ModelRecord, layer: str, overlays: list[str], maps: list[str]
+) -> ImageRecord:
+    """The record of one picture; `overlays` has one path for each of its heatmaps."""
+    width, height = result.size
+    return ImageRecord(
+        id=result.id,
+        source=result.source,
+        width=width,
+        height=height,
+        seen=_corners(result.seen),
+        model=model,
+        layer=layer,
+        top=[RankedRecord(rank=i, **_target(p)) for i, p in enumerate(result.top, start=1)],
+        heatmaps=[_heatmap(h, o, result) for h, o in zip(result.heatmaps, overlays, strict=True)],
+        maps=maps,
+    )
+
+
+def failure_record(failure: Failure) -> FailureRecord:
+    """The record of one picture that failed."""
+    return FailureRecord(
+        id=failure.id,
+        source=failure.source,
+        stage=failure.stage,
+        kind=failure.kind,
+        message=failure.message,
+    )
+
+
+def _heatmap(heatmap: Heatmap, overlay: str, result: ImageResult) -> HeatmapRecord:
+    box = geometry.hot_box(heatmap.heat, result.seen, *result.size)
+    return HeatmapRecord(
+        method=heatmap.method,
+        target=TargetRecord(**_target(heatmap.target)),
+        overlay=overlay,
+        raw_min=heatmap.raw_min,
+        raw_max=heatmap.raw_max,
+        empty=heatmap.empty,
+        peak=geometry.peak(heatmap.heat, result.seen, *result.size),
+        box=_corners(box) if box else None,
+    )
+
+
+def _target(prediction: Prediction) -> dict[str, Any]:
+    return {
+        "index": prediction.index,
+        "label": prediction.label,
+        "probability": prediction.probability,
+        "logit": prediction.logit,
+    }
+
+
+def _corners(box: Box) -> Corners:
+    return (round(box.x0, 2), round(box.y0, 2), round(box.x1, 2), round(box.y1, 2))

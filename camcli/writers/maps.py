@@ -1,0 +1,39 @@
+"""maps/<id>.npz or maps/<id>.<method>.<class>.png: the heat itself, at the layer's resolution."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from PIL import Image
+
+from camcli.records import ImageResult
+
+MapFiles = dict[str, bytes]
+
+
+def npz(result: ImageResult) -> MapFiles:
+    """One archive with a float32 [h,w] array 0..1 for each heatmap, keyed `<method>.<class index>`."""
+    buffer = io.BytesIO()
+    arrays = {f"{h.method}.{h.target.index}": h.heat for h in result.heatmaps}
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return {f"maps/{result.id}.npz": buffer.getvalue()}
+
+
+def png16(result: ImageResult) -> MapFiles:
+    """One 16-bit grey picture [h,w] for each heatmap, 0..1 as 0..65535."""
+    files: MapFiles = {}
+    for heatmap in result.heatmaps:
+        buffer = io.BytesIO()
+        Image.fromarray(np.rint(heatmap.heat * 65535).astype(np.uint16)).save(buffer, "PNG")
+        files[f"maps/{result.id}.{heatmap.method}.{heatmap.target.index}.png"] = buffer.getvalue()
+    return files
+
+
+def none(result: ImageResult) -> MapFiles:
+    """No files."""
+    return {}
+
+
+WRITERS: Mapping[str, Callable[[ImageResult], MapFiles]] = {"none": none, "npz": npz, "png16": png16}
