@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from camcli.errors import CamcliError
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from camcli.config import RunConfig
     from camcli.configfile import LoadedConfig
     from camcli.inputs import Item
+    from camcli.models import Entry
     from camcli.records import RunReport
 
 EXIT_CODES = (
@@ -134,6 +137,47 @@ def layers(
         _print_layers(found)
 
 
+class _ListByDefault(TyperGroup):
+    """`camcli models PATTERN` is `camcli models list PATTERN`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the default command before what is no command."""
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+models_app = typer.Typer(help="Models that can be explained: `camcli models 'resnet*'`.", cls=_ListByDefault)
+app.add_typer(models_app, name="models")
+
+
+@models_app.command("list")
+def models_list(
+    pattern: Annotated[str | None, typer.Argument(help="Glob such as 'resnet*' or 'timm/vit_*'.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """List models: weights to be had, weights in the local cache, input size and parameters (with a PATTERN)."""
+    from camcli.models import list_models
+
+    entries = list_models(pattern)
+    if json_:
+        _print_json([asdict(entry) for entry in entries])
+    else:
+        _print_models(entries)
+
+
+@models_app.command("fetch")
+def models_fetch(
+    names: Annotated[list[str], typer.Argument(help="Such as timm/resnet50.a1_in1k.")],
+    offline: OfflineOption = False,
+) -> None:
+    """Download weights ahead of time and print where they are."""
+    from camcli.models import fetch
+
+    for name in names:
+        typer.echo(f"{name}\t{fetch(name, offline)}")
+
+
 @config_app.command("show")
 def config_show(config: ConfigOption = None, model: ModelOption = None, overrides: SetOption = None) -> None:
     """Print the whole config as YAML, and where each value came from."""
@@ -221,3 +265,17 @@ def _print_layers(found: list[dict[str, Any]]) -> None:
         text = escape(f"{candidate['path']}  {candidate['type']}  {candidate['shape']}  {candidate['layout']}")
         tree.add(f"[bold green]{text}  <- chosen[/]" if candidate["chosen"] else text)
     Console().print(tree)
+
+
+def _print_models(entries: Sequence[Entry]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "pretrained", "cached", "input", "parameters", box=None, pad_edge=False)
+    for entry in entries:
+        parameters = f"{entry.parameters / 1e6:.1f} M" if entry.parameters else ""
+        height, width = entry.input_size
+        yes = {True: "yes", False: "-"}
+        name = f"{entry.source}/{entry.name}"
+        table.add_row(name, yes[entry.pretrained], yes[entry.cached], f"{height}x{width}", parameters)
+    Console().print(table)

@@ -181,7 +181,21 @@ def json_schema() -> dict[str, Any]:
     fields["targets"] = _or(fields["targets"], classes, {"type": "array", "minItems": 1, "items": classes})
     size = defs["InputConfig"]["properties"]["size"]
     size["anyOf"].append({"type": "integer", "minimum": 1})
-    return {"$schema": SCHEMA_URL, **schema}
+    return {"$schema": SCHEMA_URL, **_or_variable(schema)}
+
+
+def _or_variable(schema: dict[str, Any]) -> dict[str, Any]:
+    """Wherever a number or a switch is wanted, `${VARIABLE}` serves too."""
+    inner = {key: _inside(value) for key, value in schema.items()}
+    if schema.get("type") in ("integer", "number", "boolean") or "enum" in schema:
+        return {"anyOf": [inner, {"type": "string", "pattern": r"\$\{\w+(:-.*)?\}"}]}
+    return inner
+
+
+def _inside(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _or_variable(value) if "type" in value or "anyOf" in value else {k: _inside(v) for k, v in value.items()}
+    return [_inside(v) for v in value] if isinstance(value, list) else value
 
 
 def _or(schema: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from camcli.config import RunConfig, expand_model
 from camcli.errors import ConfigError
 from camcli.registry import did_you_mean
 
+DEFAULT_CONFIG = Path(__file__).parent / "demo" / "demo.yaml"
 MAX_BYTES = 256 * 1024
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _FILE_FIELDS = (("model", "weights"), ("model", "labels"))
@@ -36,8 +37,13 @@ class LoadedConfig:
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """The config of `path` (None: all defaults) with `field=value` overrides on top; raises ConfigError."""
+    """The config of `path` with `field=value` overrides on top; raises ConfigError.
+
+    Without a path it is that of the embedded model, unless the overrides choose a model: then all defaults.
+    """
     marks: Marks = {}
+    if path is None and not any(override.startswith("model") for override in overrides):
+        path = DEFAULT_CONFIG
     values = _read_file(path, marks) if path else {}
     for override in overrides:
         _apply(override, values, marks)
@@ -138,9 +144,9 @@ class _Reader:
 
     def read(self, text: str, place: Place = ()) -> Any:
         """The value of `text`, whose marks are noted under `place`."""
-        self.loader = yaml.SafeLoader(text)
         try:
             self._refuse_aliases(text)
+            self.loader = yaml.SafeLoader(text)
             node = self.loader.get_single_node()
             return None if node is None else self._value(node, place)
         except yaml.MarkedYAMLError as error:
@@ -148,8 +154,6 @@ class _Reader:
             raise ConfigError(f"{self._at(mark)}: {error.problem}") from None
         except (yaml.YAMLError, RecursionError) as error:
             raise ConfigError(f"{self.source}: not valid YAML: {error}") from None
-        finally:
-            self.loader.dispose()
 
     def _refuse_aliases(self, text: str) -> None:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):

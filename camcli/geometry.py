@@ -49,15 +49,19 @@ def _cells(x: float, y: float, seen: Box, w: int, h: int) -> tuple[float, float]
 
 
 def peak(heat: Heat, seen: Box, width: int, height: int) -> tuple[int, int] | None:
-    """The pixel [x, y] at the centre of the hottest cell on the picture; None for a map without heat."""
+    """The pixel [x, y] at the centre of the hottest cell; None for a map without heat.
+
+    Cells whose centre lies on the picture come first; a picture thinner than a cell may have none.
+    """
+    if not heat.any():
+        return None
     h, w = heat.shape
     xs = seen.x0 + (np.arange(w) + 0.5) * seen.width / w
     ys = seen.y0 + (np.arange(h) + 0.5) * seen.height / h
     on_picture = ((ys >= 0) & (ys < height))[:, None] & ((xs >= 0) & (xs < width))[None]
-    visible = np.where(on_picture, heat, 0) if on_picture.any() else heat
-    if not visible.any():
-        return None
-    row, column = np.unravel_index(int(visible.argmax()), heat.shape)
+    visible = np.where(on_picture, heat, 0)
+    hottest = (visible if visible.any() else heat).argmax()
+    row, column = np.unravel_index(int(hottest), heat.shape)
     return _inside(xs[column], width), _inside(ys[row], height)
 
 

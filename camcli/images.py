@@ -124,7 +124,7 @@ def model_input(image: Image.Image, preprocess: Preprocess) -> tuple[NDArray[np.
     inner = (max(left, 0), max(top, 0), min(left + w, full_w), min(top + h, full_h))
     region = (inner[0] * per_x, inner[1] * per_y, inner[2] * per_x, inner[3] * per_y)
     size = (inner[2] - inner[0], inner[3] - inner[1])
-    pixels = np.asarray(image.resize(size, _FILTERS[preprocess.interpolation], box=region))
+    pixels = np.array(image.resize(size, _FILTERS[preprocess.interpolation], box=region))
     if size != (w, h):
         pixels = _framed(pixels, inner[0] - left, inner[1] - top, preprocess)
     return pixels, Box(left * per_x, top * per_y, (left + w) * per_x, (top + h) * per_y)

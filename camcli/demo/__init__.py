@@ -27,11 +27,11 @@ ARCHS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet": ("test_resnet", {"output_stride": 8}),
     "vit": (
         "vit_tiny_patch16_224",
-        {"img_size": 128, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3},
+        {"img_size": 128, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
     ),
     "swin": (
         "swin_tiny_patch4_window7_224",
-        {"img_size": 128, "window_size": 8, "embed_dim": 48, "depths": (2, 6), "num_heads": (3, 6)},
+        {"img_size": 128, "window_size": 8, "embed_dim": 32, "depths": [2, 2, 2], "num_heads": [1, 2, 4]},
     ),
 }
 ARCH, KWARGS = ARCHS["resnet"]

@@ -27,6 +27,7 @@ from camcli.config import InputConfig, ModelConfig
 from camcli.demo import ARCHS, LABELS, MEAN, SIZE, STD, WEIGHTS
 from camcli.demo.scenes import Scene, scene
 from camcli.engine import Engine
+from camcli.errors import ItemError
 from camcli.layers import resolve_layer
 from camcli.methods import METHODS
 from camcli.models import LoadedModel, load_model
@@ -50,10 +51,10 @@ class Quality:
 
 def evaluate(scenes: int = 1000, seed: int = 1, arch: str = "resnet", weights: Path = WEIGHTS) -> Quality:
     """The quality of `weights` on the first `scenes` pictures of `seed`; ValueError if training used that seed."""
-    if _trained_on(weights) == seed:
+    if trained_on(weights) == seed:
         raise ValueError(f"{weights} was trained on scenes of seed {seed}; choose another")
     model = load(arch, weights)
-    engine = Engine(model, [resolve_layer(model.module, (SIZE, SIZE))], [METHODS["gradcam"]])
+    engine = Engine(model, [resolve_layer(model.module, (SIZE, SIZE))], [METHODS.get("gradcam")])
     present, absent, hits = [], [], []
     for drawn, maps in _explained(engine, scenes, seed):
         masks = dict(drawn.shapes)
@@ -68,7 +69,8 @@ def evaluate(scenes: int = 1000, seed: int = 1, arch: str = "resnet", weights: P
     return Quality(scenes, seed, len(hits), *shares)
 
 
-def _trained_on(weights: Path) -> int:
+def trained_on(weights: Path) -> int:
+    """The seed of the scenes that made `weights`, from the file's metadata."""
     with safe_open(weights, "numpy") as file:
         return int(file.metadata()["seed"])
 
@@ -88,7 +90,8 @@ def _explained(engine: Engine, scenes: int, seed: int) -> Iterator[tuple[Scene, 
         drawn = [scene(seed, index) for index in range(start, min(start + BATCH, scenes))]
         pixels = torch.from_numpy(np.stack([d.image for d in drawn]))
         for one, explanation in zip(drawn, engine.explain(pixels, lambda _: list(range(len(LABELS)))), strict=True):
-            assert not isinstance(explanation, Exception)
+            if isinstance(explanation, ItemError):
+                raise explanation
             yield one, explanation.heatmaps
 
 

@@ -30,11 +30,11 @@ from camcli.demo import ARCHS, LABELS, MEAN, SIZE, STD, WEIGHTS
 from camcli.demo.scenes import scene
 
 BATCH = 32
-CELL = 8
+CELL = 4
 RATE = {"resnet": 3e-3, "vit": 1e-3, "swin": 1.5e-3}
 
 
-def train(arch: str, scenes: int, epochs: int, seed: int) -> nn.Module:
+def train(arch: str, scenes: int, epochs: int, seed: int) -> Any:
     """A network of `arch` that has seen the first `scenes` pictures of `seed` `epochs` times."""
     torch.manual_seed(seed)
     model = build(arch).to(memory_format=torch.channels_last).train()
@@ -49,13 +49,13 @@ def train(arch: str, scenes: int, epochs: int, seed: int) -> nn.Module:
         for batch in batches(*pictures):
             loss = _loss(model, cell_head, *augment(*batch))
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
         print(f"epoch {epoch + 1}: loss {np.mean(losses):.4f}, {time.perf_counter() - start:.0f} s", flush=True)
-    return model.eval()
+    return model
 
 
 def build(arch: str) -> Any:
@@ -70,7 +70,7 @@ def _loss(model: Any, cell_head: nn.Module, images: Tensor, labels: Tensor, cell
         features = model.forward_features(images)
         logits = model.forward_head(features)
         cell_logits = cell_head(_grid(model, features)).permute(0, 3, 1, 2)
-    wanted = F.interpolate(cells[:, None].float(), cell_logits.shape[-2:])[:, 0].long()
+    wanted = F.interpolate(cells[:, None].float(), cell_logits.shape[-2:], mode="nearest-exact")[:, 0].long()
     of_cells = F.cross_entropy(cell_logits.float(), wanted)
     return F.binary_cross_entropy_with_logits(logits.float(), labels) + of_cells
 
@@ -78,7 +78,7 @@ def _loss(model: Any, cell_head: nn.Module, images: Tensor, labels: Tensor, cell
 def _grid(model: Any, features: Tensor) -> Tensor:
     """The last features as [B,h,w,C]: from a ViT's tokens, a Swin's NHWC or a ResNet's NCHW."""
     if features.ndim == 3:
-        return features[:, model.num_prefix_tokens :].unflatten(1, model.patch_embed.grid_size)
+        return features[:, model.num_prefix_tokens :].reshape(-1, *model.patch_embed.grid_size, model.num_features)
     return features if features.shape[-1] == model.num_features else features.permute(0, 2, 3, 1)
 
 
@@ -102,7 +102,7 @@ def _sample(seed: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float3
 
 def batches(*tensors: Tensor) -> Iterator[list[Tensor]]:
     """All pictures in random order, whole batches only."""
-    for rows in torch.randperm(len(tensors[0])).split(BATCH):
+    for rows in torch.split(torch.randperm(len(tensors[0])), BATCH):
         if len(rows) == BATCH:
             yield [tensor[rows] for tensor in tensors]
 

@@ -6,29 +6,52 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 ASLEEP_BELOW = 1e-3
 WOKEN_SCALE = 0.1
+PART = 65536
 
 
-def awake(module: nn.Module) -> nn.Module:
-    """The module itself, or where weights are all about zero, a copy with small random ones in their place."""
-    names = [name for name, parameter in module.named_parameters() if _asleep(name, parameter)]
-    if not names:
+def awake(module: nn.Module, inputs: Tensor) -> nn.Module:
+    """The module itself, or for an untrained one, a copy through which signals flow as in a trained one.
+
+    In the copy, weights that are all about zero become small random ones, and batch norms that never saw a
+    batch take the statistics of `inputs` [B,3,H,W].
+    """
+    weights = [name for name, parameter in module.named_parameters() if _asleep(name, parameter)]
+    norms = [name for name, child in module.named_modules() if isinstance(child, _BatchNorm) and _fresh(child)]
+    if not weights and not norms:
         return module
     woken = copy.deepcopy(module)
     generator = torch.Generator().manual_seed(0)
-    for name in names:
-        _wake(woken.get_parameter(name), generator)
+    with torch.no_grad():
+        for name in weights:
+            parameter = woken.get_parameter(name)
+            parameter.copy_(WOKEN_SCALE * torch.randn(parameter.shape, generator=generator))
+        _calibrate(woken, [woken.get_submodule(name) for name in norms], inputs)
     return woken
 
 
 def _asleep(name: str, parameter: Tensor) -> bool:
     """A weight, not a bias, of which no entry is above ASLEEP_BELOW."""
-    return not name.endswith("bias") and all(part.abs().amax() < ASLEEP_BELOW for part in parameter.split(1))
+    return not name.endswith("bias") and all(
+        part.abs().amax() < ASLEEP_BELOW for part in parameter.detach().flatten().split(PART)
+    )
 
 
-def _wake(parameter: Tensor, generator: torch.Generator) -> None:
-    """Fill with normal noise of standard deviation WOKEN_SCALE."""
-    with torch.no_grad():
-        parameter.copy_(WOKEN_SCALE * torch.randn(parameter.shape, generator=generator))
+def _fresh(norm: _BatchNorm) -> bool:
+    """Running statistics are kept, but still as initialised."""
+    if norm.running_mean is None or norm.running_var is None:
+        return False
+    return not norm.running_mean.any() and bool((norm.running_var == 1).all())
+
+
+def _calibrate(module: nn.Module, norms: list[nn.Module], inputs: Tensor) -> None:
+    """One forward that sets the statistics of `norms`."""
+    for norm in norms:
+        norm.training, norm.momentum = True, 1.0  # type: ignore[assignment]
+    if norms:
+        module(inputs)
+    for norm in norms:
+        norm.training = False

@@ -21,6 +21,8 @@ PATCHES = 7
 ACCEPTED_Z = 3.3
 REJECTED_GAP = 3.0
 REJECTED_SIGN_Z = 2.5
+QUIET = 1e-3
+CALIBRATING = 4
 
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]
@@ -103,10 +105,14 @@ class Probe:
 
 
 def response(maps: Tensor) -> Tensor:
-    """[n,h,w] change of each cell against the untouched first picture, less the change common to all cells."""
+    """[n,h,w] how much each cell answers a touch, in parts of what it answers to all n on average.
+
+    maps [1+n,C,h,w], the untouched picture first. The change common to all cells of a map is global mixing.
+    Cells that answer anything loudly do not count for more; those that hardly answer at all count for less.
+    """
     change = maps[1:] - maps[:1]
-    change = change - change.mean((2, 3), keepdim=True)
-    return change.square().sum(1)
+    energy = (change - change.mean((2, 3), keepdim=True)).square().sum(1)
+    return torch.nan_to_num(energy / (energy.mean(0) + QUIET * energy.max()))
 
 
 def cells(grid: Size) -> Tensor:
@@ -149,9 +155,10 @@ def repaint(untouched: Tensor, boxes: Sequence[Box], generator: torch.Generator)
     return batch
 
 
-def picture(module: nn.Module, size: Size) -> Tensor:
-    """[1,3,H,W] the same synthetic picture every time, as `module` takes it."""
-    return like(module, canvas(size, True, torch.Generator().manual_seed(0)))
+def pictures(module: nn.Module, size: Size, count: int = CALIBRATING) -> Tensor:
+    """[count,3,H,W] the same synthetic pictures every time, as `module` takes them."""
+    generator = torch.Generator().manual_seed(0)
+    return like(module, torch.cat([canvas(size, index % 2 == 0, generator) for index in range(count)]))
 
 
 def values(module: nn.Module, size: Size, places: Sequence[Place]) -> dict[Place, Tensor]:
@@ -163,7 +170,7 @@ def values(module: nn.Module, size: Size, places: Sequence[Place]) -> dict[Place
             found[place] = tensor.clone()
 
     with torch.no_grad(), visiting(module, visit):
-        module(picture(module, size))
+        module(pictures(module, size, 1))
     return found
 
 

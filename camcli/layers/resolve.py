@@ -10,6 +10,7 @@ from camcli.errors import LayerError
 from camcli.layers.awake import awake
 from camcli.layers.cuts import vertex
 from camcli.layers.layout import Layout, TargetLayer
+from camcli.layers.probe import pictures
 from camcli.layers.readings import readings
 from camcli.layers.search import Search, Size
 from camcli.layers.trace import Output, undisturbed
@@ -42,8 +43,13 @@ def resolve_layer(module: nn.Module, input_size: Size, path: str | None = None) 
     where no gradient arrives. Leaves the module as it was.
     """
     with undisturbed(module):
-        search = Search(awake(module), input_size)
+        search = searched(module, input_size)
         return automatic(search) if path is None else named(search, path)
+
+
+def searched(module: nn.Module, size: Size) -> Search:
+    """A search in the module, or in a copy of an untrained one through which signals flow."""
+    return Search(awake(module, pictures(module, size)), size)
 
 
 def automatic(search: Search) -> TargetLayer:
@@ -90,7 +96,7 @@ def _advice(search: Search) -> str:
 def list_candidates(module: nn.Module, input_size: Size) -> list[Candidate]:
     """Every tensor with the shape of a grid over the picture, in order of computation."""
     with undisturbed(module):
-        search = Search(awake(module), input_size)
+        search = searched(module, input_size)
         found = search.last()
         chosen = {(tap.path, tap.call, tap.item) for tap in found.taps} if found else set()
         cuts = set(search.cut_vertices)

@@ -6,7 +6,7 @@ whose gradient is alive in the cells.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from camcli.layers.cuts import Vertex, cut_points, vertex
 from camcli.layers.layout import Layout, Tap, TargetLayer
-from camcli.layers.probe import Probe, picture, values
+from camcli.layers.probe import Probe, pictures, values
 from camcli.layers.readings import readings
 from camcli.layers.trace import Output, Place, Trace, record
 
@@ -51,7 +51,7 @@ class Search:
     def __init__(self, module: nn.Module, size: Size) -> None:
         self.module = module
         self.size = size
-        self.trace: Trace = record(module, picture(module, size))
+        self.trace: Trace = record(module, pictures(module, size, 1))
         self.outputs = [output for output in distinct(self.trace.outputs) if readings(output.shape, size)]
         self.probe = Probe(module, size)
 
@@ -87,7 +87,7 @@ class Search:
 
     def last(self) -> TargetLayer | None:
         """The last live cut with a verified layout, moved to where its values or its gradient gather."""
-        for late in batches(self.cuts, AT_ONCE):
+        for late in (self.cuts[:AT_ONCE], self.cuts[AT_ONCE:]):
             spots = self.weigh(late)
             if not spots:
                 continue
@@ -153,12 +153,6 @@ def alive(layouts: Iterable[Layout], gradient: Tensor) -> tuple[Layout, ...]:
     """The layouts under which nearly all cells have a gradient."""
     touched = gradient != 0
     return tuple(l for l in layouts if l.to_maps(touched).any(1).float().mean() >= LIVE_CELLS)
-
-
-def batches(outputs: Sequence[Output], count: int) -> Iterator[Sequence[Output]]:
-    """`count` at a time, in order."""
-    for start in range(0, len(outputs), count):
-        yield outputs[start : start + count]
 
 
 def equal(a: Tensor, b: Tensor) -> bool:

@@ -1,58 +1,151 @@
-"""What a method sees of one batch at one target layer, and what a method is."""
+"""What a method sees of one batch, and what a method is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
+from camcli.config import OptionsConfig
+from camcli.layers import Layout
 from camcli.registry import Registry
 
-Need = Literal["activations", "gradients"]
-Compute = Callable[["LayerView"], Tensor]
+T = TypeVar("T")
+Need = Literal["activations", "gradients", "tail", "scores", "pixels"]
+Resolution = Literal["layer", "pixel"]
+Network = Callable[[Tensor], Tensor]
+Tail = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class LayerView:
-    """A batch at one target layer, with one target class for each picture.
+class Batch:
+    """A batch and what is asked of it.
 
-    inputs: [B,3,H,W] as the model takes them. logits: float32 [B,K]. targets: int64 [B].
-    activations: float32 [B,C,h,w]. backward: gives float32 [B,C,h,w], the gradient of the target logits.
+    inputs: float32 [B,3,H,W] as the model takes them. logits: float32 [B,K], without graph.
+    aims: float32 [B,K]; the score of a picture is the product of its logits with its row, so a 1 asks for a class,
+        and a -1 beside it asks why not rather that one. A row of zeros asks nothing.
+    network: [N,3,H,W] -> float32 [N,K], in the precision of the run.
     """
 
     inputs: Tensor
     logits: Tensor
-    targets: Tensor
+    aims: Tensor
+    network: Network
+    options: OptionsConfig
+
+    @property
+    def scores(self) -> Tensor:
+        """What the maps explain: float32 [B]."""
+        return (self.logits * self.aims).sum(dim=1)
+
+    def logits_of(self, variants: Iterable[Tensor]) -> Tensor:
+        """Chunks [n,3,H,W] of changed pictures -> float32 [N,K], one forward pass for each chunk."""
+        with torch.no_grad():
+            return torch.cat([self.network(chunk) for chunk in variants])
+
+    def input_gradients(self, inputs: Tensor) -> Tensor:
+        """d score / d input at `inputs`, float32 [B,3,H,W], a chunk of pictures at a time."""
+        chunks = zip(inputs.split(self.options.chunk), self.aims.split(self.options.chunk), strict=True)
+        return torch.cat([self._gradient(part, aims) for part, aims in chunks])
+
+    def _gradient(self, inputs: Tensor, aims: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = inputs.detach().requires_grad_()
+            score = (self.network(leaf.clone()) * aims).sum()
+        return torch.autograd.grad(score, leaf)[0]
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """A batch at one target layer.
+
+    activations: float32 [B,C,h,w]. backward: gives float32 [B,C,h,w], the gradient of the scores.
+    tail: (picture, float32 [N,C,h,w]) -> float32 [N,K], the logits of that picture with other activations here.
+    layout, tokens: how the stored tensor is read, and the size of its second axis.
+    memo: results that hold for every target of the same batch.
+    """
+
+    batch: Batch
     activations: Tensor
     backward: Callable[[], Tensor]
+    tail: Tail
+    layout: Layout
+    tokens: int
+    memo: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def gradients(self) -> Tensor:
-        """d target logit / d activation, float32 [B,C,h,w]."""
+        """d score / d activation, float32 [B,C,h,w]."""
         return self.backward()
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """The result of `make`, made for the first target and kept for the others."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]  # type: ignore[no-any-return]
+
+    def channels(self, picture: int) -> Tensor:
+        """Indices of the channels worth scoring: not zero everywhere, at most `max_channels`, strongest first."""
+        strength = self.activations[picture].abs().sum(dim=(1, 2))
+        order = strength.argsort(descending=True, stable=True)
+        return order[strength[order] > 0][: self.batch.options.max_channels]
+
+
+LayerCompute = Callable[[LayerView], Tensor]
+PixelCompute = Callable[[Batch, Sequence[LayerView]], Tensor]
+Compute = Callable[[Batch, Sequence[LayerView]], list[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """compute: LayerView -> raw maps [B,h,w], before ReLU and scaling. paper: where it was published."""
+    """One way to explain.
+
+    compute: raw maps before ReLU and scaling, for a method at layer resolution one for each layer, else one:
+        [B,h,w], or [B,C,h,w] with the part of each channel, whose sum is the map.
+    cost: what a batch of one costs beside its forward pass. signed: negative values are shown, too.
+    """
 
     name: str
     compute: Compute
     needs: tuple[Need, ...]
+    cost: str
     paper: str
+    resolution: Resolution
+    signed: bool
 
 
 METHODS: Registry[Method] = Registry("method")
 
 
-def method(name: str, needs: tuple[Need, ...], paper: str) -> Callable[[Compute], Compute]:
-    """Registers a function as the method called `name`."""
+def layer_method(
+    name: str, needs: tuple[Need, ...], cost: str, paper: str
+) -> Callable[[LayerCompute], LayerCompute]:
+    """Registers a function from the view of a layer to raw maps."""
 
-    def decorate(compute: Compute) -> Compute:
-        METHODS.add(name, Method(name, compute, needs, paper))
+    def decorate(compute: LayerCompute) -> LayerCompute:
+        def each(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
+            return [compute(view) for view in views]
+
+        METHODS.add(name, Method(name, each, needs, cost, paper, "layer", signed=False))
+        return compute
+
+    return decorate
+
+
+def pixel_method(
+    name: str, needs: tuple[Need, ...], cost: str, paper: str, signed: bool = False
+) -> Callable[[PixelCompute], PixelCompute]:
+    """Registers a function from a batch to raw maps [B,H,W] at the resolution of the model's input."""
+
+    def decorate(compute: PixelCompute) -> PixelCompute:
+        def one(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
+            return [compute(batch, views)]
+
+        METHODS.add(name, Method(name, one, needs, cost, paper, "pixel", signed))
         return compute
 
     return decorate

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, cast, get_args
 
 import torch
 from torch import nn
 
-from camcli.config import InputConfig, ModelConfig
+from camcli.config import InputConfig, ModelConfig, Source
 from camcli.errors import ConfigError, ModelError
 from camcli.images import Preprocess
-from camcli.models.loaded import LoadedModel
+from camcli.models.loaded import Entry, LoadedModel
 from camcli.models.weights import sha256, short
 
-__all__ = ["LoadedModel", "ModelSource", "load_model", "model_source"]
+__all__ = ["Entry", "LoadedModel", "ModelSource", "fetch", "list_models", "load_model", "model_source"]
+
+SOURCES = get_args(Source)
 
 
 class ModelSource(Protocol):
@@ -23,6 +26,9 @@ class ModelSource(Protocol):
 
     def names(self) -> list[str]:
         """All architectures."""
+
+    def entry(self, name: str, count_parameters: bool) -> Entry:
+        """What is known of one model; raises ConfigError for an unknown name."""
 
     def pretrained_file(self, config: ModelConfig, offline: bool) -> Path:
         """The file of the published weights; raises ModelError when it cannot be had."""
@@ -35,6 +41,26 @@ class ModelSource(Protocol):
 
     def labels(self, config: ModelConfig, module: nn.Module) -> tuple[str, ...] | None:
         """The model's own labels, if it has any."""
+
+
+def list_models(pattern: str | None) -> list[Entry]:
+    """The models whose `source/name` or name fits the glob `pattern`; parameters are counted only for a pattern."""
+    found = [
+        (source, name)
+        for source in SOURCES
+        for name in model_source(source).names()
+        if pattern is None or fnmatch(name, pattern) or fnmatch(f"{source}/{name}", pattern)
+    ]
+    return [model_source(source).entry(name, pattern is not None) for source, name in found]
+
+
+def fetch(model: str, offline: bool = False) -> Path:
+    """The file of the published weights of `model` (`timm/resnet50.a1_in1k`), downloaded if need be."""
+    source, _, name = model.partition("/")
+    if source not in SOURCES or not name:
+        raise ConfigError(f"{model}: write it as source/name, such as timm/resnet50 (sources: {', '.join(SOURCES)})")
+    config = ModelConfig.model_validate(model)
+    return model_source(config.source).pretrained_file(config, offline)
 
 
 def model_source(name: str) -> ModelSource:

@@ -10,11 +10,18 @@ from camcli import demo
 from camcli.config import ModelConfig
 from camcli.images import Preprocess
 from camcli.models import weights
+from camcli.models.loaded import Entry
 
 
 def names() -> list[str]:
     """There is one."""
     return ["demo"]
+
+
+def entry(name: str, count_parameters: bool) -> Entry:
+    """It is always here."""
+    parameters = sum(t.numel() for t in weights.read_state_dict(demo.WEIGHTS).values())
+    return Entry("demo", name, True, True, (demo.SIZE, demo.SIZE), parameters)
 
 
 def pretrained_file(config: ModelConfig, offline: bool) -> Path:

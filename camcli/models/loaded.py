@@ -11,6 +11,18 @@ from camcli.images import Preprocess
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """One model that a source knows; input_size is [height, width] px, parameters None where it was not asked for."""
+
+    source: str
+    name: str
+    pretrained: bool
+    cached: bool
+    input_size: tuple[int, int]
+    parameters: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A classifier ready to explain: module maps float32 [B,3,H,W] to logits [B,K], in eval mode and frozen.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.layers import to_2tuple
 from torch import nn
@@ -14,6 +15,7 @@ from camcli.config import Crop, ModelConfig
 from camcli.errors import ConfigError, ModelError
 from camcli.images import Preprocess
 from camcli.models import weights
+from camcli.models.loaded import Entry
 from camcli.registry import did_you_mean
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -25,6 +27,40 @@ def names() -> list[str]:
     return list(timm.list_models())
 
 
+def entry(name: str, count_parameters: bool) -> Entry:
+    """What timm says of the default weights; parameters are counted on a module without storage."""
+    cfg = _pretrained_cfg(name)
+    if cfg is None:
+        return Entry("timm", name, False, False, (224, 224), _parameters(name) if count_parameters else None)
+    _, height, width = cfg.input_size
+    pretrained = bool(cfg.hf_hub_id or cfg.url)
+    cached = pretrained and _cached(cfg) is not None
+    return Entry("timm", name, pretrained, cached, (height, width), _parameters(name) if count_parameters else None)
+
+
+def _parameters(name: str) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in timm.create_model(name).parameters())
+
+
+def _cached(cfg: Any) -> Path | None:
+    """The file of the weights that `cfg` describes, if it is on this machine."""
+    if not cfg.hf_hub_id:
+        file = weights.hub_file(cfg.url)
+        return file if file.exists() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    for filename in _hub_files(cfg):
+        found = try_to_load_from_cache(cfg.hf_hub_id, filename)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def _hub_files(cfg: Any) -> tuple[str, ...]:
+    return (cfg.hf_hub_filename,) if cfg.hf_hub_filename else _HUB_FILES
+
+
 def pretrained_file(config: ModelConfig, offline: bool) -> Path:
     """The file of the published weights, downloaded when it must be and may be."""
     cfg = _pretrained_cfg(config.name)
@@ -32,27 +68,23 @@ def pretrained_file(config: ModelConfig, offline: bool) -> Path:
         raise ModelError(f"timm has no weights for {config.name}; set model.weights to a file or none")
     if not cfg.hf_hub_id:
         return weights.cached_or_fetched(cfg.url, offline)
-    wanted = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else _HUB_FILES
-    return _hub_file(cfg.hf_hub_id, wanted, offline)
+    return _cached(cfg) or _fetched(cfg, offline)
 
 
-def _hub_file(repo: str, wanted: tuple[str, ...], offline: bool) -> Path:
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+def _fetched(cfg: Any, offline: bool) -> Path:
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    for filename in wanted:
-        cached = try_to_load_from_cache(repo, filename)
-        if isinstance(cached, str):
-            return Path(cached)
+    repo = cfg.hf_hub_id
     weights.require_network(f"{constants.ENDPOINT}/{repo}", repo, constants.HF_HUB_CACHE, offline)
-    for filename in wanted:
+    for filename in _hub_files(cfg):
         try:
             return Path(hf_hub_download(repo, filename))
         except EntryNotFoundError:
             continue
         except (OSError, HfHubHTTPError) as error:
             raise ModelError(f"weights {repo}: download failed: {error}") from None
-    raise ModelError(f"weights {repo}: the hub holds none of {', '.join(wanted)}")
+    raise ModelError(f"weights {repo}: the hub holds none of {', '.join(_hub_files(cfg))}")
 
 
 def build(config: ModelConfig, file: Path | None) -> nn.Module:

@@ -13,6 +13,7 @@ from camcli.config import ModelConfig
 from camcli.errors import ConfigError, ModelError
 from camcli.images import Preprocess
 from camcli.models import weights
+from camcli.models.loaded import Entry
 from camcli.registry import did_you_mean
 
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -21,6 +22,16 @@ _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 def names() -> list[str]:
     """All classification models."""
     return list(torchvision.models.list_models(module=torchvision.models))
+
+
+def entry(name: str, count_parameters: bool) -> Entry:
+    """What torchvision says of its default weights."""
+    default = _entry(name)
+    if default is None:
+        return Entry("torchvision", name, False, False, (224, 224), None)
+    side = default.transforms().crop_size[0]
+    cached = weights.hub_file(default.url).exists()
+    return Entry("torchvision", name, True, cached, (side, side), default.meta["num_params"])
 
 
 def pretrained_file(config: ModelConfig, offline: bool) -> Path:

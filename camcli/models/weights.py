@@ -67,10 +67,15 @@ def short(error: Exception) -> str:
     return "; ".join(line if len(line) < 160 else line[:157] + "..." for line in lines[:3])
 
 
+def hub_file(url: str) -> Path:
+    """Where torch's hub cache keeps the file of `url`."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(urlparse(url).path)
+
+
 def cached_or_fetched(url: str, offline: bool) -> Path:
     """The file of `url` in torch's hub cache, downloaded and checked by its hash when it is not there yet."""
-    name = os.path.basename(urlparse(url).path)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = hub_file(url)
+    name = path.name
     if path.exists():
         return path
     require_network(url, name, str(path.parent), offline)

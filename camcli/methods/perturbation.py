@@ -1,0 +1,100 @@
+"""Methods that change something and look at the score again, without any gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from camcli.methods.view import Batch, LayerView, layer_method, pixel_method
+
+
+@layer_method("scorecam", ("activations", "scores"), "1 forward per channel", "https://arxiv.org/abs/1910.01279")
+def scorecam(view: LayerView) -> Tensor:
+    """softmax_c(score of the picture under channel c as a mask) A_c; a channel of zeros adds nothing and is left out."""
+    weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
+    for picture, aim in enumerate(view.batch.aims):
+        channels = view.channels(picture)
+        logits = view.once(f"masked {picture}", lambda: masked_logits(view, picture, channels))  # noqa: B023
+        weights[picture, channels] = (logits @ aim).softmax(dim=0)
+    return weights[:, :, None, None] * view.activations
+
+
+def masked_logits(view: LayerView, picture: int, channels: Tensor) -> Tensor:
+    """[n,K] logits of the picture under each of n `channels` as a mask; equal masks share one pass."""
+    image = view.batch.inputs[picture]
+    maps = view.activations[picture, channels]
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    cells = (maps - low) / (high - low).clamp_min(1e-8)
+    distinct, which = torch.unique(cells, dim=0, return_inverse=True)
+    chunks = distinct.split(view.batch.options.chunk)
+    return view.batch.logits_of(masks(chunk, image.shape[-2:]) * image for chunk in chunks)[which]
+
+
+def masks(cells: Tensor, size: Sequence[int]) -> Tensor:
+    """[n,h,w] -> [n,1,*size] in 0..1, corner cells on the picture's corners."""
+    large = F.interpolate(cells[:, None], tuple(size), mode="bilinear", align_corners=True)
+    low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
+    return (large - low) / (high - low + 1e-8)
+
+
+@layer_method(
+    "ablationcam",
+    ("activations", "tail"),
+    "1 forward of the tail per channel",
+    "https://openaccess.thecvf.com/content_WACV_2020/html/"
+    "Desai_Ablation-CAM_Visual_Explanations_for_Deep_Convolutional_Network_via_Gradient-free_WACV_2020_paper.html",
+)
+def ablationcam(view: LayerView) -> Tensor:
+    """(y - y without channel c) / |y| A_c: the paper divides by y, which turns the map around where y is negative."""
+    weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
+    for picture, (aim, score) in enumerate(zip(view.batch.aims, view.batch.scores, strict=True)):
+        channels = view.channels(picture)
+        logits = view.once(f"ablated {picture}", lambda: ablated_logits(view, picture, channels))  # noqa: B023
+        weights[picture, channels] = (score - logits @ aim) / score.abs().clamp_min(1e-6)
+    return weights[:, :, None, None] * view.activations
+
+
+def ablated_logits(view: LayerView, picture: int, channels: Tensor) -> Tensor:
+    """[n,K] logits of the picture with each of n `channels` set to zero in turn."""
+    return torch.cat(
+        [view.tail(picture, without(view.activations[picture], c)) for c in channels.split(view.batch.options.chunk)]
+    )
+
+
+def without(activation: Tensor, channels: Tensor) -> Tensor:
+    """[n,C,h,w]: copies of [C,h,w], in each of which one of `channels` [n] is zero."""
+    copies = activation.repeat(len(channels), 1, 1, 1)
+    copies[torch.arange(len(channels)), channels] = 0
+    return copies
+
+
+@pixel_method("occlusion", ("scores",), "1 forward per patch", "https://arxiv.org/abs/1311.2901")
+def occlusion(batch: Batch, views: Sequence[LayerView]) -> Tensor:
+    """mean over the patches on a pixel of y - y with the patch muted to the mean colour."""
+    patches = torch.stack(list(windows(batch.inputs.shape[-2:], batch.options.patch, batch.options.stride)))
+    patches = patches.to(batch.inputs.device)
+    cover = patches.sum(dim=0).clamp_min(1)
+    maps = []
+    for image, aim, score in zip(batch.inputs, batch.aims, batch.scores, strict=True):
+        chunks = patches.split(batch.options.chunk)
+        falls = score - batch.logits_of(image * ~chunk[:, None] for chunk in chunks) @ aim
+        maps.append(torch.einsum("p,phw->hw", falls, patches.float()) / cover)
+    return torch.stack(maps)
+
+
+def windows(size: Sequence[int], patch: int, stride: int) -> Iterator[Tensor]:
+    """Bool [H,W], true inside one patch; a `stride` apart, the last ones cut off by the border."""
+    height, width = size
+    for top in starts(height, patch, stride):
+        for left in starts(width, patch, stride):
+            window = torch.zeros(height, width, dtype=torch.bool)
+            window[top : top + patch, left : left + patch] = True
+            yield window
+
+
+def starts(length: int, patch: int, stride: int) -> range:
+    """Where patches begin so that they reach the end of `length` pixels."""
+    return range(0, max(length - patch, 0) + stride, stride)

@@ -1,0 +1,125 @@
+"""Model sources: what is built, how it is described, and what is said when it cannot be had."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from camcli.config import InputConfig, ModelConfig
+from camcli.errors import ConfigError
+from camcli.models import load_model
+from tests.conftest import SHAPES, Ended
+
+
+def load(**fields: object) -> object:
+    """A model with random weights."""
+    return load_model(ModelConfig.model_validate({"weights": "none", **fields}), InputConfig())
+
+
+def test_a_local_checkpoint_of_another_head_is_loaded_whole(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trained = timm.create_model("resnet10t", num_classes=7).eval()
+    torch.save(trained.state_dict(), tmp_path / "own.pth")
+    config = ModelConfig(source="timm", name="resnet10t", weights=str(tmp_path / "own.pth"), num_classes=7)
+    model = load_model(config, InputConfig())
+    x = torch.rand(2, 3, 64, 64)
+    assert torch.equal(model.module(x), trained(x))
+    assert model.labels == tuple(f"class_{i}" for i in range(7))
+    assert "state_dict" not in model.module.pretrained_cfg
+
+
+def test_models_are_frozen_and_in_eval_mode() -> None:
+    model = load_model(ModelConfig(source="torchvision", name="resnet18", weights="none"), InputConfig())
+    assert not model.module.training
+    assert not any(p.requires_grad for p in model.module.parameters())
+    assert model.weights_sha256 is None
+    assert (len(model.labels), model.labels[285]) == (1000, "Egyptian cat")
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_models_with_auxiliary_heads_give_plain_logits(name: str) -> None:
+    model = load_model(ModelConfig(source="torchvision", name=name, weights="none"), InputConfig())
+    assert model.module(torch.zeros(1, 3, *model.preprocess.size)).shape == (1, 1000)
+
+
+def test_published_weights_of_vision_transformers_get_their_input_size() -> None:
+    from camcli.models import torchvision as source
+
+    config = ModelConfig(source="torchvision", name="vit_b_16.IMAGENET1K_SWAG_E2E_V1")
+    expected = torchvision.models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1.meta["min_size"][0]
+    assert source.build(config, None).image_size == expected == source.preprocess(config, torch.nn.Identity()).size[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"source": "timm", "name": "resnet18", "kwargs": {"colour": 1}}, "model.kwargs do not fit timm's resnet18"),
+        (
+            {"source": "torchvision", "name": "resnet18", "kwargs": {"colour": 1}},
+            "model.kwargs do not fit torchvision's",
+        ),
+        ({"source": "timm", "name": "resnet18.nope"}, "timm's resnet18 has no weights 'nope'"),
+        ({"source": "torchvision", "name": "resnet18.nope"}, "torchvision's resnet18 has no weights 'nope'"),
+        (
+            {"source": "timm", "name": "resnet18", "weights": "pretrained", "num_classes": 5},
+            "leave it out, or give your own weights file",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(fields: dict[str, object], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camcli.models.timm.pretrained_file", lambda config, offline: Path("unused"))
+    with pytest.raises(ConfigError, match=sentence):
+        load(**fields)
+
+
+def test_an_input_size_that_a_model_cannot_take_is_named() -> None:
+    config = ModelConfig(source="timm", name="vit_tiny_patch16_224", weights="none")
+    with pytest.raises(ConfigError, match=r"does not take an input of 100x100 px .* set input.size"):
+        load_model(config, InputConfig(size=(100, 100)))
+
+
+def test_labels_must_be_as_many_as_classes(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("one\ntwo\n")
+    with pytest.raises(ConfigError, match="has 2 lines, the model 3 classes"):
+        load(source="timm", name="test_resnet", num_classes=3, labels=str(tmp_path / "l.txt"))
+
+
+def test_models_lists_what_is_cached(
+    camcli: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    url = torchvision.models.ResNet18_Weights.DEFAULT.url
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / url.rsplit("/", 1)[1]).touch()
+    found = json.loads(camcli("models", "torchvision/resnet[13]*", "--json").out)
+    assert {entry["name"]: entry["cached"] for entry in found} == {
+        "resnet18": True, "resnet34": False, "resnet101": False, "resnet152": False,
+    }  # fmt: skip
+    assert found[0]["parameters"] == sum(p.numel() for p in torchvision.models.get_model(found[0]["name"]).parameters())
+    assert (
+        camcli("models", "fetch", "torchvision/resnet18").out
+        == f"torchvision/resnet18\t{tmp_path}/hub/checkpoints/{url.rsplit('/', 1)[1]}\n"
+    )
+    ended = camcli("models", "fetch", "torchvision/resnet34", "--offline")
+    assert ended.code == 3
+    assert "resnet34" in ended.err
+
+
+def test_models_without_pattern_lists_every_source(camcli: Callable[..., Ended]) -> None:
+    names = {f"{e['source']}/{e['name']}" for e in json.loads(camcli("models", "--json").out)}
+    assert {"demo/demo", "timm/resnet50", "torchvision/resnet50"} <= names
+    assert len(names) > 1000
+    assert "timm/convnext_atto" in camcli("models", "convnext_atto").out
+
+
+def test_the_demo_needs_no_network_and_no_cache(
+    camcli: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
+    assert camcli("run", SHAPES, "--out", tmp_path / "out", "--limit", "1", "--offline").code == 0

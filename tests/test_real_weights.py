@@ -1,0 +1,95 @@
+"""Real ImageNet weights on real photographs, where a developer keeps the weights in `shared/weights` beside the checkout."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from camcli.configfile import load_config
+from camcli.engine import Engine
+from camcli.images import load_picture
+from camcli.models import LoadedModel, load_model
+from tests.conftest import PHOTOS, REAL_WEIGHTS, Ended
+
+pytestmark = pytest.mark.skipif(not REAL_WEIGHTS.is_dir(), reason="no real weights beside the checkout")
+
+MODELS = {
+    "squeezenet": f"""
+model: {{source: torchvision, name: squeezenet1_0, weights: {REAL_WEIGHTS}/squeezenet1_0.safetensors}}
+""",
+    "mobilenet": f"""
+model:
+  {{source: timm, name: mobilenetv2_100, weights: {REAL_WEIGHTS}/mobilenetv2_100.safetensors, kwargs: {{pad_type: same}}}}
+input: {{mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}}
+""",
+}
+# Pixels (left, top, right, bottom) of what the class is named after.
+ROCKET = (300, 100, 360, 420)
+CUP = (165, 10, 430, 230)
+
+
+@pytest.fixture(params=MODELS)
+def config_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A config for each model."""
+    path = tmp_path / f"{request.param}.yaml"
+    path.write_text(MODELS[request.param])
+    return path
+
+
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    """By id."""
+    return {r["id"]: r for r in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
+
+
+def inside(peak: tuple[int, int], box: tuple[int, int, int, int]) -> bool:
+    """Whether [x, y] lies in the box."""
+    return box[0] <= peak[0] <= box[2] and box[1] <= peak[1] <= box[3]
+
+
+def test_classes_and_heat_are_where_a_person_sees_them(
+    camcli: Callable[..., Ended], config_file: Path, tmp_path: Path
+) -> None:
+    assert camcli("run", PHOTOS, "-c", config_file, "--out", tmp_path / "out").code == 0
+    found = records(tmp_path / "out")
+    assert "cat" in found["chelsea.png"]["top"][0]["label"]
+    assert "espresso" in found["coffee.png"]["top"][0]["label"]
+    assert "missile" in found["rocket.jpg"]["top"][0]["label"]
+    assert inside(found["coffee.png"]["heatmaps"][0]["peak"], CUP)
+    left, _, right, _ = found["rocket.jpg"]["heatmaps"][0]["box"]
+    assert left < (ROCKET[0] + ROCKET[2]) / 2 < right
+
+
+def reference_maps(model: LoadedModel, layer: str, inputs: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The reference package's maps of the most probable classes, at input resolution."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pytorch_grad_cam import GradCAM
+    with GradCAM(model.module, [model.module.get_submodule(layer)]) as peer:
+        maps: np.ndarray[Any, np.dtype[np.float32]] = peer(inputs.requires_grad_(), None)
+    return maps
+
+
+def test_maps_agree_with_the_reference_package(camcli: Callable[..., Ended], config_file: Path, tmp_path: Path) -> None:
+    assert camcli("run", PHOTOS, "-c", config_file, "--out", tmp_path / "out", "-s", "maps=npz").code == 0
+    found = records(tmp_path / "out")
+    config = load_config(config_file).config
+    model = load_model(config.model, config.input)
+    inputs = torch.stack(
+        [torch.from_numpy(load_picture(PHOTOS / name, model.preprocess).input) for name in sorted(found)]
+    )
+    engine = Engine(model, [], [])
+    layer = next(iter(found.values()))["layer"]
+    theirs = reference_maps(model, layer, engine.normalise(inputs))
+    for name, their in zip(sorted(found), theirs, strict=True):
+        with np.load(tmp_path / "out" / found[name]["maps"][0]) as arrays:
+            [ours] = [torch.from_numpy(array) for array in arrays.values()]
+        resized = interpolate(ours[None, None], size=their.shape, mode="bilinear")[0, 0].numpy()
+        assert np.corrcoef(resized.ravel(), their.ravel())[0, 1] > 0.999
