@@ -20,6 +20,7 @@ SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
 Source = Literal["demo", "timm", "torchvision"]
 Crop = Literal["center", "squash", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Smoothing = Literal["none", "aug", "eigen"]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -138,6 +139,26 @@ class OverlayConfig(Section):
         return value
 
 
+class OptionsConfig(Section):
+    """What methods that look more than once may cost, and how they look."""
+
+    chunk: Positive = Field(16, description="Pictures or channels per forward pass.")
+    max_channels: Positive | None = Field(
+        None, description="scorecam, ablationcam: score only the strongest channels; null: all."
+    )
+    patch: Positive = Field(32, description="occlusion: side of the muted square, pixels of the model's input.")
+    stride: Positive = Field(16, description="occlusion: from one square to the next, pixels, at most `patch`.")
+    steps: Positive = Field(32, description="integrated-gradients: points on the way from the mean colour.")
+    samples: Positive = Field(16, description="smoothgrad: noisy copies.")
+    noise: Unit = Field(0.15, description="smoothgrad: standard deviation, in parts of the input's range.")
+
+    @model_validator(mode="after")
+    def _no_gaps(self) -> OptionsConfig:
+        if self.stride > self.patch:
+            raise ValueError("options.stride is larger than options.patch, which leaves pixels unseen between squares")
+        return self
+
+
 class RuntimeConfig(Section):
     """Where and how fast; nothing here changes what is found beyond rounding."""
 
@@ -153,9 +174,15 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     layer: tuple[str, ...] = Field(("auto",), min_length=1, description="auto, a module path, or a list (averaged).")
     methods: tuple[str, ...] = Field(("gradcam",), min_length=1, description="See `camcli methods`.")
+    smoothing: Smoothing = Field(
+        "none",
+        description="aug: mean over mirrored and brightened copies, 6x the cost; "
+        "eigen: first principal component of the channels' parts instead of their sum.",
+    )
     targets: TargetsConfig = TargetsConfig(top=1)
     input: InputConfig = InputConfig()
     overlay: OverlayConfig = OverlayConfig()
+    options: OptionsConfig = OptionsConfig()
     report: bool = Field(True, description="Write reports/<id>.json for each picture.")
     maps: Literal["none", "npz", "png16"] = Field("none", description="Also keep the raw maps.")
     runtime: RuntimeConfig = RuntimeConfig()

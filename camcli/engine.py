@@ -6,26 +6,30 @@ copy of the layer's output that alone asks for gradients. The backbone so leaves
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from camcli.errors import ItemError
+from camcli.config import OptionsConfig, Smoothing
+from camcli.errors import ItemError, MethodError
 from camcli.layers import Tap, TargetLayer
-from camcli.methods import LayerView, Method
+from camcli.methods import Batch, LayerView, Method
+from camcli.methods.maps import Maps, merge, principal, scale, scale_signed
 from camcli.models.loaded import LoadedModel
 from camcli.records import Heatmap, Prediction
+from camcli.tap import Past, Tail, cut, noting
 from camcli.targets import Chooser, ranked
 
 TOP = 5
+HALF_LIFT = 1024.0
+COPIES = tuple((mirrored, factor) for mirrored in (False, True) for factor in (1.0, 0.9, 1.1))
+"""What `smoothing: aug` averages over: the plain picture first; the factor multiplies the model's input."""
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,47 +41,23 @@ class Explanation:
     heatmaps: tuple[Heatmap, ...]
 
 
-@contextmanager
-def cut(module: nn.Module, taps: Sequence[Tap]) -> Iterator[dict[Tap, Tensor]]:
-    """Inside, one forward of `module` fills the yielded dict with each tap's tensor, which asks for gradients.
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward: inputs [B,3,H,W], float32 logits [B,K]; for each tap its tensor, what came before, its memo."""
 
-    The first tap that a path reaches is a leaf; a later one depends on it. The network goes on with a clone,
-    because an in-place operation that follows would overwrite the kept tensor.
-    """
-    kept: dict[Tap, Tensor] = {}
-    with ExitStack() as hooks:
-        for path in dict.fromkeys(tap.path for tap in taps):
-            hook = _keeper([tap for tap in taps if tap.path == path], kept)
-            hooks.callback(module.get_submodule(path).register_forward_hook(hook).remove)
-        yield kept
-
-
-def _keeper(taps: Sequence[Tap], kept: dict[Tap, Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
-    calls = count()
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        call = next(calls)
-        for tap in taps:
-            if tap.call == call:
-                output = _kept(output, tap.item, tap, kept)
-        return output
-
-    return hook
-
-
-def _kept(output: Any, item: tuple[int | str, ...], tap: Tap, kept: dict[Tap, Tensor]) -> Any:
-    """`output` with the tensor at `item` kept and replaced by its clone."""
-    if not item:
-        kept[tap] = output if output.requires_grad else output.detach().requires_grad_()
-        return kept[tap].clone()
-    if isinstance(output, dict):
-        return {**output, item[0]: _kept(output[item[0]], item[1:], tap, kept)}
-    values = [_kept(v, item[1:], tap, kept) if i == item[0] else v for i, v in enumerate(output)]
-    return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
+    inputs: Tensor
+    logits: Tensor
+    kept: dict[Tap, Tensor]
+    past: dict[Tap, Past]
+    memos: tuple[dict[str, Any], ...]
 
 
 class Engine:
-    """Explains batches with one model, its target layers and a list of methods."""
+    """Explains batches with one model, its target layers and a list of methods.
+
+    against: a class that every target is contrasted with: why the target rather than that one.
+    Raises MethodError for methods that cannot be smoothed as asked.
+    """
 
     def __init__(
         self,
@@ -86,6 +66,9 @@ class Engine:
         methods: Sequence[Method],
         device: torch.device | str = "cpu",
         precision: str = "fp32",
+        options: OptionsConfig | None = None,
+        smoothing: Smoothing = "none",
+        against: int | None = None,
     ) -> None:
         self.model = model
         self.methods = tuple(methods)
@@ -94,20 +77,30 @@ class Engine:
         self.device = torch.device(device)
         self.module = model.module.to(self.device)
         self.precision = precision
+        self.options = options or OptionsConfig()
+        self.smoothing = smoothing
+        self.against = against
         self._mean = torch.tensor(model.preprocess.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(model.preprocess.std, device=self.device).view(1, 3, 1, 1)
+        self._refuse_unsmoothable()
+
+    def _refuse_unsmoothable(self) -> None:
+        for method in self.methods:
+            if self.smoothing == "eigen" and method.resolution == "pixel":
+                raise MethodError(f"smoothing: eigen needs the parts of channels, which {method.name!r} has not")
 
     def explain(self, pixels: Tensor, choose: Chooser) -> list[Explanation | ItemError]:
-        """Top predictions and heatmaps for uint8 [B,H,W,3]; an ItemError for a picture with logits not finite."""
-        inputs = self.normalise(pixels)
-        logits, kept = self._forward(inputs)
+        """Top predictions and heatmaps for uint8 [B,H,W,3]; an ItemError where logits or maps are not finite."""
+        plain = self.forward(self.normalise(pixels))
+        logits = plain.logits.detach()
         probabilities = self._probabilities(logits)
         finite = torch.isfinite(logits).all(dim=1).tolist()
         chosen = [choose(p) if ok else [] for p, ok in zip(probabilities, finite, strict=True)]
-        rounds = [self._round(inputs, logits, kept, chosen, r) for r in range(max(map(len, chosen)))]
-        scores = logits.detach().cpu().numpy()
+        aims = [self._aims(logits, [c[r : r + 1] for c in chosen]) for r in range(max(map(len, chosen)))]
+        rounds = _arrays(self._maps(plain, aims))
+        scores = logits.cpu().numpy()
         return [
-            self._explanation(i, probabilities[i], scores[i], chosen[i], rounds) if finite[i] else _not_finite()
+            self._explanation(i, probabilities[i], scores[i], chosen[i], rounds) if finite[i] else _not_finite("logits")
             for i in range(len(chosen))
         ]
 
@@ -116,99 +109,127 @@ class Engine:
         moved = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         return (moved.float() / 255 - self._mean) / self._std
 
-    def _forward(self, inputs: Tensor) -> tuple[Tensor, dict[Tap, Tensor]]:
-        with cut(self.module, self.taps) as kept, torch.enable_grad(), self._autocast():
-            logits = self.module(inputs)
-        return logits.float(), kept
+    def network(self, inputs: Tensor) -> Tensor:
+        """[N,3,H,W] -> float32 [N,K] in the run's precision."""
+        with self._autocast():
+            return self.module(inputs).float()  # type: ignore[no-any-return]
+
+    def forward(self, inputs: Tensor) -> Pass:
+        """One forward pass; its graph begins at the taps, and there is none where no method asks for gradients."""
+        needs = {need for method in self.methods for need in method.needs}
+        with ExitStack() as stack:
+            past = stack.enter_context(noting(self.module, self.taps)) if "tail" in needs else {}
+            kept = stack.enter_context(cut(self.module, self.taps))
+            stack.enter_context(torch.set_grad_enabled("gradients" in needs))
+            logits = self.network(inputs)
+        return Pass(inputs, logits, kept, past, tuple({} for _ in self.taps))
 
     def _autocast(self) -> AbstractContextManager[None]:
         dtype = _AUTOCAST.get(self.precision)
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
     def _probabilities(self, logits: Tensor) -> NDArray[np.float32]:
-        scores = logits.detach()
-        values = scores.softmax(dim=1) if self.model.activation == "softmax" else scores.sigmoid()
+        values = logits.softmax(dim=1) if self.model.activation == "softmax" else logits.sigmoid()
         return values.cpu().numpy()
 
-    def _round(
-        self, inputs: Tensor, logits: Tensor, kept: dict[Tap, Tensor], chosen: list[list[int]], r: int
-    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]]:
-        """For the r-th target of every picture, each method's (heat [B,h,w], raw_min [B], raw_max [B])."""
-        targets = torch.tensor([c[r] if r < len(c) else 0 for c in chosen], device=self.device)
-        views = self._views(inputs, logits, kept, targets)
-        return [_merge([m.compute(view) for view in views]) for m in self.methods]
+    def _aims(self, logits: Tensor, classes: Sequence[Sequence[int]]) -> Tensor:
+        """[B,K]: 1 at each picture's class, of which there may be none, and -1 at the class that it is held against."""
+        aims = torch.zeros_like(logits)
+        for row, wanted in zip(aims, classes, strict=True):
+            row[list(wanted)] = 1
+            if wanted and self.against is not None:
+                row[self.against] -= 1
+        return aims
 
-    def _views(self, inputs: Tensor, logits: Tensor, kept: dict[Tap, Tensor], targets: Tensor) -> list[LayerView]:
-        tensors = [kept[tap] for tap in self.taps]
+    def _maps(self, plain: Pass, aims: Sequence[Tensor]) -> list[list[Maps]]:
+        """Each method's maps for each of the rounds of `aims`."""
+        first = [self._round(plain, aim) for aim in aims]
+        if self.smoothing != "aug":
+            return first
+        heats = [[[maps.heat] for maps in methods] for methods in first]
+        for mirrored, factor in COPIES[1:]:
+            copy = self.forward((plain.inputs.flip(-1) if mirrored else plain.inputs) * factor)
+            for aim, methods in zip(aims, heats, strict=True):
+                for heat, maps in zip(methods, self._round(copy, aim), strict=True):
+                    heat.append(maps.heat.flip(-1) if mirrored else maps.heat)
+        return [
+            [self._mean_of(*found) for found in zip(self.methods, *methods, strict=True)]
+            for methods in zip(first, heats, strict=True)
+        ]
+
+    def _mean_of(self, method: Method, plain: Maps, heats: Sequence[Tensor]) -> Maps:
+        """The mean of the copies' heat, with the raw range of the plain picture."""
+        mean = torch.stack(list(heats)).mean(dim=0)
+        return Maps(scale_signed(mean) if method.signed else scale(mean), plain.low, plain.high)
+
+    def _round(self, done: Pass, aims: Tensor) -> list[Maps]:
+        """Each method's maps for one target of every picture."""
+        batch, views = self.views(done, aims)
+        return [
+            merge([self._one_map(raw) for raw in method.compute(batch, views)], method.signed)
+            for method in self.methods
+        ]
+
+    def _one_map(self, raw: Tensor) -> Tensor:
+        """[B,h,w] from itself or from the channels' parts [B,C,h,w]."""
+        if raw.dim() == 3:
+            return raw
+        return principal(raw) if self.smoothing == "eigen" else raw.sum(dim=1)
+
+    def views(self, done: Pass, aims: Tensor) -> tuple[Batch, list[LayerView]]:
+        """What methods see of a pass when `aims` [B,K] is asked; one backward serves all layers and methods."""
+        batch = Batch(done.inputs, done.logits.detach(), aims, self.module, self.network, self.options)
+        tensors = [done.kept[tap] for tap in self.taps]
         gradients: list[Tensor] = []
 
         def gradient(index: int) -> Tensor:
             if not gradients:
-                score = logits.gather(1, targets[:, None]).sum()
-                gradients.extend(torch.autograd.grad(score, tensors, retain_graph=True))
-            return self.taps[index].layout.to_maps(gradients[index]).float()
+                lift = HALF_LIFT if self.precision == "fp16" else 1.0
+                found = torch.autograd.grad((done.logits * aims).sum() * lift, tensors, retain_graph=True)
+                gradients.extend(g.float() / lift for g in found)
+            return self.taps[index].layout.to_maps(gradients[index])
 
-        return [
-            LayerView(
-                inputs,
-                logits.detach(),
-                targets,
-                tap.layout.to_maps(kept[tap].detach()).float(),
-                lambda i=i: gradient(i),  # type: ignore[misc]
-            )
-            for i, tap in enumerate(self.taps)
-        ]
+        return batch, [self._view(batch, done, i, tap, lambda i=i: gradient(i)) for i, tap in enumerate(self.taps)]
+
+    def _view(self, batch: Batch, done: Pass, index: int, tap: Tap, backward: Any) -> LayerView:
+        stored = done.kept[tap].detach()
+        activations = tap.layout.to_maps(stored).float()
+
+        def tail(picture: int, maps: Tensor) -> Tensor:
+            run = view.once("tail", lambda: Tail(tap, stored, done.past[tap], done.inputs, batch.logits, self.network))
+            return run(picture, maps)
+
+        view = LayerView(batch, activations, backward, tail, tap.layout, stored.shape[1], done.memos[index])
+        return view
 
     def _explanation(
         self,
         i: int,
         probabilities: NDArray[np.float32],
         logits: NDArray[np.float32],
-        chosen: list[int],
-        rounds: list[list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]]],
-    ) -> Explanation:
+        chosen: Sequence[int],
+        rounds: list[list[Maps]],
+    ) -> Explanation | ItemError:
         def prediction(index: int) -> Prediction:
             return Prediction(index, self.model.labels[index], float(probabilities[index]), float(logits[index]))
 
-        heatmaps = tuple(
-            Heatmap(
-                method.name,
-                self.layer,
-                prediction(index),
-                heat[i],
-                float(low[i]),
-                float(high[i]),
-                empty=not heat[i].any(),
-            )
-            for index, maps in zip(chosen, rounds, strict=False)
-            for method, (heat, low, high) in zip(self.methods, maps, strict=True)
-        )
-        return Explanation(tuple(prediction(k) for k in ranked(probabilities)[:TOP]), heatmaps)
+        against = None if self.against is None else prediction(self.against)
+        heatmaps = []
+        for index, methods in zip(chosen, rounds, strict=False):
+            for method, maps in zip(self.methods, methods, strict=True):
+                heat, low, high = maps.heat[i].numpy(), float(maps.low[i]), float(maps.high[i])
+                if not (np.isfinite(heat).all() and np.isfinite([low, high]).all()):
+                    return _not_finite(f"{method.name} map")
+                empty = not (heat > 0).any()
+                names = method.name, self.layer, prediction(index)
+                heatmaps.append(Heatmap(*names, heat, low, high, empty, method.signed, against))
+        return Explanation(tuple(prediction(k) for k in ranked(probabilities)[:TOP]), tuple(heatmaps))
 
 
-def _merge(raws: list[Tensor]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """The mean of the layers' scaled maps at the finest layer's resolution, and the range of all raw maps."""
-    size = max((raw.shape[-2:] for raw in raws), key=lambda s: s[0] * s[1])
-    scaled = [scale(raw) for raw in raws]
-    resized = [s if s.shape[-2:] == size else _resize(s, size) for s in scaled]
-    heat = resized[0] if len(resized) == 1 else scale(torch.stack(resized).mean(dim=0))
-    low = torch.stack([raw.amin(dim=(1, 2)) for raw in raws]).amin(dim=0)
-    high = torch.stack([raw.amax(dim=(1, 2)) for raw in raws]).amax(dim=0)
-    return heat.cpu().numpy(), low.cpu().numpy(), high.cpu().numpy()
+def _arrays(rounds: list[list[Maps]]) -> list[list[Maps]]:
+    """The same on the CPU."""
+    return [[Maps(maps.heat.cpu(), maps.low.cpu(), maps.high.cpu()) for maps in methods] for methods in rounds]
 
 
-def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(maps[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
-
-
-def scale(raw: Tensor) -> Tensor:
-    """ReLU, then each map [h,w] of [B,h,w] to 0..1; a map that is constant has nothing to show and becomes 0."""
-    positive = raw.relu()
-    low, high = positive.amin(dim=(1, 2), keepdim=True), positive.amax(dim=(1, 2), keepdim=True)
-    span = high - low
-    flat = span <= 1e-6 * high
-    return torch.where(flat, torch.zeros_like(positive), (positive - low) / span.clamp_min(1e-38))
-
-
-def _not_finite() -> ItemError:
-    return ItemError("forward", "NotFinite", "the model's logits are NaN or infinite for this picture")
+def _not_finite(what: str) -> ItemError:
+    return ItemError("forward", "NotFinite", f"the {what} of this picture: NaN or infinite values")

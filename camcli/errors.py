@@ -2,7 +2,8 @@
 
     CamcliError            3   something outside the pictures stops the run
     ├── ConfigError        2   a config file, an override or an option is wrong
-    │   └── LayerError     2   no usable target layer, or the one asked for does not serve
+    │   ├── LayerError     2   no usable target layer, or the one asked for does not serve
+    │   └── MethodError    2   a method does not serve for this model, layer or setting
     ├── ModelError         3   the model or its weights cannot be had
     ├── NoInputsError      5   nothing to do
     ├── OutputError        3   the output folder cannot be written
@@ -31,6 +32,10 @@ class ConfigError(CamcliError):
 
 class LayerError(ConfigError):
     """No usable target layer was found, or the one asked for does not serve."""
+
+
+class MethodError(ConfigError):
+    """A method does not serve for this model, layer or setting; another one may."""
 
 
 class ModelError(CamcliError):

@@ -49,9 +49,11 @@ class Prediction:
 class Heatmap:
     """One method's answer for one target.
 
-    heat: float32 [h, w] at the layer's resolution, scaled to 0..1.
-    raw_min, raw_max: range of the map before scaling, which 0..1 hides.
+    heat: float32 [h, w] at the resolution of the layer or of the model's input, scaled to 0..1, or to -1..1 if
+        `signed`, where negative values speak against the target.
+    raw_min, raw_max: range of the map before scaling, which the scaled map hides.
     empty: the map has no positive evidence, so `heat` is zero everywhere.
+    against: the class that the target is contrasted with.
     """
 
     method: str
@@ -61,6 +63,8 @@ class Heatmap:
     raw_min: float
     raw_max: float
     empty: bool
+    signed: bool = False
+    against: Prediction | None = None
 
 
 @dataclass(frozen=True, slots=True)

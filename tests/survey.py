@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from camcli.config import ModelConfig
-from camcli.engine import cut
 from camcli.errors import CamcliError
 from camcli.layers import Tap, TargetLayer, resolve_layer
 from camcli.layers.awake import awake
 from camcli.layers.probe import pictures
 from camcli.layers.trace import Place, undisturbed, visiting
 from camcli.models import model_source
+from camcli.tap import cut
 
 MAX_REFUSED = 0.01
 MAX_GRADIENT_ERROR = 1e-4
@@ -67,8 +67,8 @@ def examine(source: str, name: str, check_gradient: bool) -> Row:
     except CamcliError as error:
         return Row(*about, "refused", seconds=round(time.perf_counter() - start, 2), reason=str(error))
     seconds = round(time.perf_counter() - start, 2)
-    error = gradient_error(module, size, layer) if check_gradient else None
-    return Row(*about, "resolved", *described(layer), seconds, error)
+    worst = gradient_error(module, size, layer) if check_gradient else None
+    return Row(*about, "resolved", *described(layer), seconds, worst)
 
 
 def build(source: str, name: str) -> tuple[nn.Module, tuple[int, int]]:
@@ -101,7 +101,9 @@ def gradient_error(module: nn.Module, size: tuple[int, int], layer: TargetLayer)
     with undisturbed(module):
         module = awake(module, pictures(module, size))
         inputs = pictures(module, size, 1)
-        pairs = zip(cams_of_cut(module, inputs, layer.taps), cams_of_full_backward(module, inputs, layer.taps))
+        pairs = zip(
+            cams_of_cut(module, inputs, layer.taps), cams_of_full_backward(module, inputs, layer.taps), strict=True
+        )
         return max(float((ours - full).norm() / full.norm()) for ours, full in pairs)
 
 
@@ -110,7 +112,7 @@ def cams_of_cut(module: nn.Module, inputs: Tensor, taps: Sequence[Tap]) -> list[
     with cut(module, taps) as kept:
         score = module(inputs).max()
     gradients = torch.autograd.grad(score, [kept[tap] for tap in taps])
-    return [cam(tap, kept[tap], gradient) for tap, gradient in zip(taps, gradients)]
+    return [cam(tap, kept[tap], gradient) for tap, gradient in zip(taps, gradients, strict=True)]
 
 
 def cams_of_full_backward(module: nn.Module, inputs: Tensor, taps: Sequence[Tap]) -> list[Tensor]:
@@ -126,7 +128,7 @@ def cams_of_full_backward(module: nn.Module, inputs: Tensor, taps: Sequence[Tap]
     with visiting(module, visit):
         score = module(inputs.clone().requires_grad_()).max()
     gradients = torch.autograd.grad(score, [seen[tap][0] for tap in taps])
-    return [cam(tap, seen[tap][1], gradient) for tap, gradient in zip(taps, gradients)]
+    return [cam(tap, seen[tap][1], gradient) for tap, gradient in zip(taps, gradients, strict=True)]
 
 
 def cam(tap: Tap, activation: Tensor, gradient: Tensor) -> Tensor:

@@ -35,9 +35,8 @@ def awake(module: nn.Module, inputs: Tensor) -> nn.Module:
 
 def _asleep(name: str, parameter: Tensor) -> bool:
     """A weight, not a bias, of which no entry is above ASLEEP_BELOW."""
-    return not name.endswith("bias") and all(
-        part.abs().amax() < ASLEEP_BELOW for part in parameter.detach().flatten().split(PART)
-    )
+    values = parameter.detach().flatten()
+    return not name.endswith("bias") and all(bool(part.abs().amax() < ASLEEP_BELOW) for part in (values[:PART], values))
 
 
 def _fresh(norm: _BatchNorm) -> bool:

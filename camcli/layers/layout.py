@@ -41,7 +41,7 @@ class Layout:
             return activation.permute(0, 3, 1, 2)
         first, second = self.grid[::-1] if self.transposed else self.grid
         cells = activation[:, self.prefix : self.prefix + first * second]
-        return cells.unflatten(1, (first, second)).permute(0, 3, 1, 2)
+        return cells.reshape(cells.shape[0], first, second, cells.shape[2]).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ the cells that change most lie where the patch was; under a wrong one they lie a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,7 @@ from camcli.layers.trace import Place, visiting
 
 PATCHES = 7
 ACCEPTED_Z = 3.3
+COARSE = (7, 7)
 REJECTED_GAP = 3.0
 REJECTED_SIGN_Z = 2.5
 QUIET = 1e-3
@@ -52,7 +53,7 @@ class Evidence:
 
     def beats(self, other: Evidence) -> bool:
         """Clearly better: far more gain, or nearer for nearly every single patch (a sign test)."""
-        signs = [a < b for a, b in zip(self.distances, other.distances) if a != b]
+        signs = [a < b for a, b in zip(self.distances, other.distances, strict=True) if a != b]
         sign_z = (2 * sum(signs) - len(signs)) / math.sqrt(len(signs)) if signs else 0.0
         return self.z - other.z > REJECTED_GAP or sign_z > REJECTED_SIGN_Z
 
@@ -67,7 +68,7 @@ class Probe:
     evidence: dict[Place, dict[Layout, Evidence]] = field(default_factory=dict)
 
     def touch(self, readings: Mapping[Place, Sequence[Layout]], grid: Size) -> None:
-        """One forward of 1 + PATCHES pictures; each patch is exactly one cell of `grid`."""
+        """One forward of 1 + PATCHES pictures; each patch is exactly one cell of `grid`, which finer maps shrink to."""
         generator = torch.Generator().manual_seed(self.rounds)
         boxes = list(patches(self.size, self.rounds * PATCHES, grid))
         inputs = repaint(canvas(self.size, self.rounds % 2 == 0, generator), boxes, generator)
@@ -76,18 +77,24 @@ class Probe:
         def visit(place: Place, tensor: Tensor) -> None:
             if tensor.shape[0] == 1 + PATCHES:
                 for layout in readings.get(place, ()):
-                    self._judge(place, layout, tensor, centres)
+                    self._judge(place, layout, tensor, centres, grid)
 
         with torch.no_grad(), visiting(self.module, visit):
             self.module(like(self.module, inputs))
         self.rounds += 1
 
-    def _judge(self, place: Place, layout: Layout, tensor: Tensor, centres: Tensor) -> None:
+    def _judge(self, place: Place, layout: Layout, tensor: Tensor, centres: Tensor, grid: Size) -> None:
         """Compare the distance from patch to strongest answer with that of a cell drawn at random."""
-        answers = response(layout.to_maps(tensor.float())).cpu()
-        distances = torch.cdist(centres, cells(layout.grid))
+        shrunk = min(grid[0], layout.grid[0]), min(grid[1], layout.grid[1])
+        answers = F.adaptive_avg_pool2d(response(layout.to_maps(tensor.float())).cpu(), shrunk)
+        distances = torch.cdist(centres, cells(shrunk))
         chosen = distances.gather(1, answers.flatten(1).argmax(1, keepdim=True))[:, 0]
         self.evidence.setdefault(place, {}).setdefault(layout, Evidence()).add(distances, chosen)
+
+    def strength(self, place: Place) -> float:
+        """Standard deviations above chance of the leading reading."""
+        leading = self.leading(place)
+        return self.evidence[place][leading].z if leading else 0.0
 
     def leading(self, place: Place) -> Layout | None:
         """The reading with the strongest evidence so far."""
@@ -102,6 +109,11 @@ class Probe:
         found = self.evidence[place]
         clear = all(found[best].beats(other) for layout, other in found.items() if layout != best)
         return best if found[best].z > ACCEPTED_Z and clear else None
+
+    def verdicts(self, places: Iterable[Place]) -> dict[Place, Layout]:
+        """The verdict on each of `places` that has one."""
+        found = {place: self.verdict(place) for place in places}
+        return {place: layout for place, layout in found.items() if layout}
 
 
 def response(maps: Tensor) -> Tensor:
@@ -127,9 +139,9 @@ def patches(size: Size, first: int, grid: Size) -> Iterator[Box]:
     The sequence (Roberts, 2018) fills the square evenly and has no symmetry that a flipped grid could share.
     """
     for index in range(first + 1, first + PATCHES + 1):
-        cell = [int((0.5 + step * index) % 1 * n) for step, n in zip((0.7549, 0.5698), grid)]
-        top, left = (c * side // n for c, side, n in zip(cell, size, grid))
-        bottom, right = ((c + 1) * side // n for c, side, n in zip(cell, size, grid))
+        cell = [int((0.5 + step * index) % 1 * n) for step, n in zip((0.7549, 0.5698), grid, strict=True)]
+        top, left = (c * side // n for c, side, n in zip(cell, size, grid, strict=True))
+        bottom, right = ((c + 1) * side // n for c, side, n in zip(cell, size, grid, strict=True))
         yield top, left, max(1, bottom - top), max(1, right - left)
 
 
@@ -149,7 +161,7 @@ def canvas(size: Size, rough: bool, generator: torch.Generator) -> Tensor:
 def repaint(untouched: Tensor, boxes: Sequence[Box], generator: torch.Generator) -> Tensor:
     """[1+n,3,H,W]: the picture, then one copy per box with that box filled with strong noise."""
     batch = untouched.repeat(1 + len(boxes), 1, 1, 1)
-    for item, (top, left, height, width) in zip(batch[1:], boxes):
+    for item, (top, left, height, width) in zip(batch[1:], boxes, strict=True):
         noise = torch.randn(3, height, width, generator=generator)
         item[:, top : top + height, left : left + width] = 3 * noise
     return batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import permutations
 
 from camcli.layers.layout import Layout
 
@@ -43,9 +42,10 @@ def _grids(count: int, size: Size) -> Iterator[Size]:
 
 def _covers(grid: Size, size: Size) -> bool:
     """At least 2 x 2 cells, which some stride gives for both axes of the picture, rounded down or up."""
-    if min(grid) < 2 or any(n > pixels for n, pixels in zip(grid, size)):
+    sides = list(zip(grid, size, strict=True))
+    if any(n < 2 or n > pixels for n, pixels in sides):
         return False
-    exact = [pixels / n for n, pixels in zip(grid, size)]
-    floor = max(pixels / (n + 1) for n, pixels in zip(grid, size)) < min(exact)
-    ceil = max(exact) < min(pixels / (n - 1) for n, pixels in zip(grid, size))
-    return floor or ceil
+    strides = [pixels / n for n, pixels in sides]
+    rounded_down = max(pixels / (n + 1) for n, pixels in sides) < min(strides)
+    rounded_up = max(strides) < min(pixels / (n - 1) for n, pixels in sides)
+    return rounded_down or rounded_up

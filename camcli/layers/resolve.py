@@ -54,7 +54,7 @@ def searched(module: nn.Module, size: Size) -> Search:
 
 def automatic(search: Search) -> TargetLayer:
     """The best layer; raises LayerError where the model has none."""
-    if found := search.last():
+    if found := search.best():
         return found
     raise LayerError(
         "no layer of this model is read as a grid over the picture with the whole prediction behind it; "
@@ -89,7 +89,7 @@ def _outputs_at(search: Search, path: str) -> list[Output]:
 
 def _advice(search: Search) -> str:
     """What to set instead."""
-    found = search.last()
+    found = search.best()
     return f"set `layer: {found.taps[0].path}` or `layer: auto`" if found else "name another with `layer: PATH`"
 
 
@@ -97,7 +97,7 @@ def list_candidates(module: nn.Module, input_size: Size) -> list[Candidate]:
     """Every tensor with the shape of a grid over the picture, in order of computation."""
     with undisturbed(module):
         search = searched(module, input_size)
-        found = search.last()
+        found = search.best()
         chosen = {(tap.path, tap.call, tap.item) for tap in found.taps} if found else set()
         cuts = set(search.cut_vertices)
         claims = {output.place: readings(output.shape, input_size) for output in search.outputs}

@@ -6,6 +6,7 @@ whose gradient is alive in the cells.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from camcli.layers.cuts import Vertex, cut_points, vertex
+from camcli.layers.cuts import Vertex, cut_points, smallest_cut, vertex
 from camcli.layers.layout import Layout, Tap, TargetLayer
-from camcli.layers.probe import Probe, pictures, values
+from camcli.layers.probe import ACCEPTED_Z, COARSE, Probe, pictures, values
 from camcli.layers.readings import readings
 from camcli.layers.trace import Output, Place, Trace, record
 
@@ -24,10 +25,13 @@ LIVE_CELLS = 0.9
 MAX_ROUNDS = 4
 AT_ONCE = 4
 SAME_GRADIENT = 1e-3
+LATE = 2 / 3
+MAX_TAPS = 4
+MAX_TRIES = 8
 Size = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Spot:
     """A tensor with its gradient [1, *shape] and the readings under which that reaches nearly all cells."""
 
@@ -43,6 +47,9 @@ class Spot:
     def tap(self, layout: Layout) -> Tap:
         """The tensor as the engine hooks it."""
         return Tap(self.place.path, layout, self.place.call, self.place.item)
+
+
+Verified = tuple[Spot, Layout]
 
 
 class Search:
@@ -68,22 +75,38 @@ class Search:
 
     def weigh(self, outputs: Sequence[Output]) -> list[Spot]:
         """Those of `outputs` of which nearly all cells have a gradient under some reading."""
-        pairs = zip(outputs, self.trace.gradients(outputs)) if outputs else ()
+        pairs = zip(outputs, self.trace.gradients(outputs), strict=True) if outputs else ()
         spots = [Spot(o, g, alive(readings(o.shape, self.size), g)) for o, g in pairs if g is not None]
         return [spot for spot in spots if spot.readings]
 
     def verify(self, spots: Sequence[Spot]) -> dict[Place, Layout]:
         """The layouts that the probe finds; it goes on until the first of `spots` is settled."""
+        first = spots[0].place
         claims = {spot.place: spot.readings for spot in spots}
         grid = spots[0].readings[0].grid
         for _ in range(MAX_ROUNDS):
             self.probe.touch(claims, grid)
-            leading = self.probe.leading(spots[0].place)
-            if self.probe.verdict(spots[0].place):
+            if self.probe.verdict(first):
                 break
-            grid = leading.grid if leading else grid
-        verdicts = {place: self.probe.verdict(place) for place in claims}
-        return {place: layout for place, layout in verdicts.items() if layout}
+            leading = self.probe.leading(first)
+            grid = leading.grid if leading and self.probe.strength(first) > ACCEPTED_Z else COARSE
+        return self.probe.verdicts(claims)
+
+    def best(self) -> TargetLayer | None:
+        """The last cut; where that comes too early, several tensors that cut together, if there are any."""
+        alone = self.last()
+        if alone and self._is_late(alone):
+            return alone
+        return self.together(alone) or alone
+
+    def _is_late(self, layer: TargetLayer) -> bool:
+        return self._index(layer) > LATE * len(self.outputs)
+
+    def _index(self, layer: TargetLayer) -> int:
+        """Of the layer's first tensor among the outputs."""
+        tap = layer.taps[0]
+        place = Place(tap.path, tap.call, tap.item)
+        return next(i for i, output in enumerate(self.outputs) if output.place == place)
 
     def last(self) -> TargetLayer | None:
         """The last live cut with a verified layout, moved to where its values or its gradient gather."""
@@ -91,32 +114,29 @@ class Search:
             spots = self.weigh(late)
             if not spots:
                 continue
-            layouts = self.verify([*spots, *self.weigh(self._followers(spots[-1].output))])
+            layouts = self.verify([*spots, *self.weigh(self._followers(spots))])
             for spot in spots:
                 if layout := layouts.get(spot.place):
                     return TargetLayer((self._refined(spot, layout, layouts),))
         return None
 
-    def _followers(self, output: Output) -> list[Output]:
-        """The tensors of the same shape that were computed later and are no cuts, the last first."""
-        later = self.outputs[self.outputs.index(output) + 1 :]
-        alike = [o for o in later if o.shape == output.shape and o.type != "Linear" and o not in self.cuts]
-        return alike[::-1]
+    def _followers(self, spots: Sequence[Spot]) -> list[Output]:
+        """Tensors of the same shapes that are no cuts and were computed after one of `spots`, the last first."""
+        shapes = {spot.output.shape for spot in spots}
+        first = min(self.outputs.index(spot.output) for spot in spots)
+        later = [output for output in self.outputs[first + 1 :] if output not in self.cuts]
+        return [output for output in reversed(later) if output.shape in shapes and output.type != "Linear"]
 
     def _refined(self, spot: Spot, layout: Layout, layouts: Mapping[Place, Layout]) -> Tap:
         """Where the same values stand first, else a later tensor that all the cells' gradient passes."""
-        if earlier := self._earlier(spot, layout):
-            return earlier
-        for other in self.weigh(self._followers(spot.output)):
-            if layouts.get(other.place) == layout and self._passes(spot, other, layout):
-                return other.tap(layout)
-        return spot.tap(layout)
+        return self._earlier(spot, layout) or self._later([(spot, layout)], layouts) or spot.tap(layout)
 
     def _earlier(self, spot: Spot, layout: Layout) -> Tap | None:
         """The first cut with the same cell values: before a permutation, a class token, an identity."""
         index, found = self.cuts.index(spot.output), None
         for other in self.weigh(self.cuts[index + 1 : index + 1 + AT_ONCE]):
-            alike = [read for read in other.readings if read.grid == layout.grid and self._same(spot, layout, other, read)]
+            grids = [read for read in other.readings if read.grid == layout.grid]
+            alike = [read for read in grids if self._same(spot, layout, other, read)]
             if not alike:
                 break
             found = other.tap(alike[0])
@@ -129,14 +149,64 @@ class Search:
         tensors = values(self.module, self.size, [spot.place, other.place])
         return equal(layout.to_maps(tensors[spot.place]), read.to_maps(tensors[other.place]))
 
-    def _passes(self, spot: Spot, other: Spot, layout: Layout) -> bool:
-        """The gradient at `other`, taken back to `spot`, is all the gradient that the cells of `spot` get."""
-        edges = [other.output.edge], [spot.output.edge]
-        (back,) = torch.autograd.grad(*edges, [other.gradient], retain_graph=True, allow_unused=True)
-        if back is None:
-            return False
-        wanted = layout.to_maps(spot.gradient)
-        return bool((layout.to_maps(back) - wanted).norm() <= SAME_GRADIENT * wanted.norm())
+    def _later(self, cut: Sequence[Verified], layouts: Mapping[Place, Layout]) -> Tap | None:
+        """The last tensor that passes on all of the gradient that the cells of `cut` get."""
+        for other in self.weigh(self._followers([spot for spot, _ in cut])):
+            if other.place in layouts and self._passes(cut, other):
+                return other.tap(layouts[other.place])
+        return None
+
+    def _passes(self, cut: Sequence[Verified], other: Spot) -> bool:
+        """The gradient at `other`, taken back to the tensors of `cut`, is what their cells get in all."""
+        edges = [spot.output.edge for spot, _ in cut]
+        back = torch.autograd.grad(
+            [other.output.edge], edges, [other.gradient], retain_graph=True, allow_unused=True
+        )
+        return all(
+            grad is not None and close(layout.to_maps(grad), layout.to_maps(spot.gradient))
+            for grad, (spot, layout) in zip(back, cut, strict=True)
+        )
+
+    def together(self, alone: TargetLayer | None) -> TargetLayer | None:
+        """The few tensors nearest to the logits that the prediction flows through only together."""
+        first = 1 + self._index(alone) if alone else 0
+        spots = self.weigh([output for output in self.outputs[first:] if output not in self.cuts])
+        cut = self._checked_cut([spot for spot in spots if spot.output.type != "Linear"]) or self._checked_cut(spots)
+        if not cut:
+            return None
+        followers = self.weigh(self._followers([spot for spot, _ in cut]))
+        later = self._later(cut, self._measured(followers)) if followers else None
+        return TargetLayer((later,) if later else tuple(spot.tap(layout) for spot, layout in cut))
+
+    def _checked_cut(self, spots: Sequence[Spot]) -> list[Verified]:
+        """The latest joint cut of which every tensor is read as a grid."""
+        left = {spot.place: spot for spot in spots}
+        for _ in range(MAX_TRIES):
+            cut = self._latest_cut(list(left.values()))
+            layouts = self._measured(cut) if cut else {}
+            wrong = [spot.place for spot in cut if spot.place not in layouts]
+            if not wrong:
+                return [(spot, layouts[spot.place]) for spot in cut]
+            left = {place: spot for place, spot in left.items() if place not in wrong}
+        return []
+
+    def _latest_cut(self, spots: Sequence[Spot]) -> list[Spot]:
+        """A joint cut whose first tensor is computed as late as can be; empty where there is none."""
+
+        def cut_from(start: int) -> list[Spot]:
+            points = {vertex(spot.output.edge): spot for spot in spots[start:]}
+            ends = get_gradient_edge(self.trace.loss), self.trace.source
+            return [points[point] for point in smallest_cut(*ends, set(points), MAX_TAPS)]
+
+        failing = bisect_left(range(len(spots)), True, key=lambda start: not cut_from(start))
+        return cut_from(failing - 1) if failing else []
+
+    def _measured(self, spots: Sequence[Spot]) -> dict[Place, Layout]:
+        """The layouts that the probe finds with patches of each size of cell that occurs."""
+        claims = {spot.place: spot.readings for spot in spots}
+        for grid in list(dict.fromkeys(spot.readings[0].grid for spot in spots))[:MAX_ROUNDS]:
+            self.probe.touch(claims, grid)
+        return self.probe.verdicts(claims)
 
 
 def distinct(outputs: Iterable[Output]) -> list[Output]:
@@ -152,9 +222,14 @@ def distinct(outputs: Iterable[Output]) -> list[Output]:
 def alive(layouts: Iterable[Layout], gradient: Tensor) -> tuple[Layout, ...]:
     """The layouts under which nearly all cells have a gradient."""
     touched = gradient != 0
-    return tuple(l for l in layouts if l.to_maps(touched).any(1).float().mean() >= LIVE_CELLS)
+    return tuple(read for read in layouts if read.to_maps(touched).any(1).float().mean() >= LIVE_CELLS)
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
     """Same shape and values."""
     return a.shape == b.shape and torch.allclose(a, b)
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding, measured over the whole tensor."""
+    return bool((a - b).norm() <= SAME_GRADIENT * b.norm())

@@ -71,4 +71,4 @@ def principal(parts: Tensor) -> Tensor:
         projected = (cells @ torch.linalg.eigh(cells.mT @ cells).eigenvectors[..., -1:])[..., 0]
     flip = projected.amin(dim=1).abs() > projected.amax(dim=1).abs()
     projected = torch.where(flip[:, None], -projected, projected).float()
-    return torch.where(finite, projected, torch.nan).unflatten(1, parts.shape[2:])
+    return torch.where(finite, projected, torch.nan).view(-1, *parts.shape[2:])

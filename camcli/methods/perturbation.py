@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,11 @@ from camcli.methods.view import Batch, LayerView, layer_method, pixel_method
 
 @layer_method("scorecam", ("activations", "scores"), "1 forward per channel", "https://arxiv.org/abs/1910.01279")
 def scorecam(view: LayerView) -> Tensor:
-    """softmax_c(score of the picture under channel c as a mask) A_c; a channel of zeros adds nothing and is left out."""
+    """softmax_c(score of the picture under channel c as a mask) A_c; a channel of zeros adds nothing and is skipped."""
     weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
     for picture, aim in enumerate(view.batch.aims):
         channels = view.channels(picture)
-        logits = view.once(f"masked {picture}", lambda: masked_logits(view, picture, channels))  # noqa: B023
+        logits = view.once(f"masked {picture}", partial(masked_logits, view, picture, channels))
         weights[picture, channels] = (logits @ aim).softmax(dim=0)
     return weights[:, :, None, None] * view.activations
 
@@ -29,7 +30,7 @@ def masked_logits(view: LayerView, picture: int, channels: Tensor) -> Tensor:
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     cells = (maps - low) / (high - low).clamp_min(1e-8)
     distinct, which = torch.unique(cells, dim=0, return_inverse=True)
-    chunks = distinct.split(view.batch.options.chunk)
+    chunks = torch.split(distinct, view.batch.options.chunk)
     return view.batch.logits_of(masks(chunk, image.shape[-2:]) * image for chunk in chunks)[which]
 
 
@@ -52,7 +53,7 @@ def ablationcam(view: LayerView) -> Tensor:
     weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
     for picture, (aim, score) in enumerate(zip(view.batch.aims, view.batch.scores, strict=True)):
         channels = view.channels(picture)
-        logits = view.once(f"ablated {picture}", lambda: ablated_logits(view, picture, channels))  # noqa: B023
+        logits = view.once(f"ablated {picture}", partial(ablated_logits, view, picture, channels))
         weights[picture, channels] = (score - logits @ aim) / score.abs().clamp_min(1e-6)
     return weights[:, :, None, None] * view.activations
 
@@ -60,7 +61,10 @@ def ablationcam(view: LayerView) -> Tensor:
 def ablated_logits(view: LayerView, picture: int, channels: Tensor) -> Tensor:
     """[n,K] logits of the picture with each of n `channels` set to zero in turn."""
     return torch.cat(
-        [view.tail(picture, without(view.activations[picture], c)) for c in channels.split(view.batch.options.chunk)]
+        [
+            view.tail(picture, without(view.activations[picture], c))
+            for c in torch.split(channels, view.batch.options.chunk)
+        ]
     )
 
 
@@ -79,7 +83,7 @@ def occlusion(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     cover = patches.sum(dim=0).clamp_min(1)
     maps = []
     for image, aim, score in zip(batch.inputs, batch.aims, batch.scores, strict=True):
-        chunks = patches.split(batch.options.chunk)
+        chunks = torch.split(patches, batch.options.chunk)
         falls = score - batch.logits_of(image * ~chunk[:, None] for chunk in chunks) @ aim
         maps.append(torch.einsum("p,phw->hw", falls, patches.float()) / cover)
     return torch.stack(maps)

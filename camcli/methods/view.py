@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from camcli.config import OptionsConfig
 from camcli.layers import Layout
@@ -28,12 +28,13 @@ class Batch:
     inputs: float32 [B,3,H,W] as the model takes them. logits: float32 [B,K], without graph.
     aims: float32 [B,K]; the score of a picture is the product of its logits with its row, so a 1 asks for a class,
         and a -1 beside it asks why not rather that one. A row of zeros asks nothing.
-    network: [N,3,H,W] -> float32 [N,K], in the precision of the run.
+    module: the model. network: [N,3,H,W] -> float32 [N,K], in the precision of the run.
     """
 
     inputs: Tensor
     logits: Tensor
     aims: Tensor
+    module: nn.Module
     network: Network
     options: OptionsConfig
 
@@ -49,8 +50,12 @@ class Batch:
 
     def input_gradients(self, inputs: Tensor) -> Tensor:
         """d score / d input at `inputs`, float32 [B,3,H,W], a chunk of pictures at a time."""
-        chunks = zip(inputs.split(self.options.chunk), self.aims.split(self.options.chunk), strict=True)
-        return torch.cat([self._gradient(part, aims) for part, aims in chunks])
+        return torch.cat([self._gradient(part, aims) for part, aims in self.chunks(inputs)])
+
+    def chunks(self, inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parts of `inputs` [B,3,H,W] and of the aims [B,K], `options.chunk` pictures at a time."""
+        size = self.options.chunk
+        return zip(torch.split(inputs, size), torch.split(self.aims, size), strict=True)
 
     def _gradient(self, inputs: Tensor, aims: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -121,9 +126,7 @@ class Method:
 METHODS: Registry[Method] = Registry("method")
 
 
-def layer_method(
-    name: str, needs: tuple[Need, ...], cost: str, paper: str
-) -> Callable[[LayerCompute], LayerCompute]:
+def layer_method(name: str, needs: tuple[Need, ...], cost: str, paper: str) -> Callable[[LayerCompute], LayerCompute]:
     """Registers a function from the view of a layer to raw maps."""
 
     def decorate(compute: LayerCompute) -> LayerCompute:

@@ -1,0 +1,193 @@
+"""Definitions computed the slow and obvious way, sharing no code with camcli."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Reshape = Callable[[Tensor], Tensor]
+Array = NDArray[np.float32]
+
+
+def correlation(a: Array, b: Array) -> float:
+    """Pearson, over all cells; two constant maps agree."""
+    x, y = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
+    x, y = x - x.mean(), y - y.mean()
+    if not x.any() or not y.any():
+        return float(x.any() == y.any())
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+
+
+def shown(raw: Tensor, side: int) -> Array:
+    """Raw maps [B,h,w] as peers return them: ReLU, 0..1, resized to [B,side,side]."""
+    positive = raw.clamp_min(0)
+    low, high = positive.amin((1, 2), keepdim=True), positive.amax((1, 2), keepdim=True)
+    unit = (positive - low) / (high - low + 1e-12)
+    return F.interpolate(unit[:, None], (side, side), mode="bilinear")[:, 0].numpy()
+
+
+@contextmanager
+def exchanged(module: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, the output at `path` is changed."""
+    handle = module.get_submodule(path).register_forward_hook(lambda child, args, output: change(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def activation_and_gradient(module: nn.Module, path: str, x: Tensor, target: int) -> tuple[Tensor, Tensor]:
+    """Output at `path` and the target logit's gradient there, by a backward through the whole network."""
+    kept: list[Tensor] = []
+
+    def keep(output: Tensor) -> Tensor:
+        kept.append(output)
+        output.retain_grad()
+        return output.clone()
+
+    with exchanged(module, path, keep):
+        module(x.clone().requires_grad_())[:, target].sum().backward()
+    assert kept[0].grad is not None
+    return kept[0].detach(), kept[0].grad
+
+
+def ablation(module: nn.Module, path: str, reshape: Reshape, x: Tensor, target: int) -> Tensor:
+    """[B,h,w]: sum_c (y - y without c) / |y| A_c with one forward of the whole network per channel."""
+    kept: list[Tensor] = []
+
+    def without(channel: int) -> Callable[[Tensor], Tensor]:
+        def change(output: Tensor) -> Tensor:
+            changed = output.clone()
+            reshape(changed)[:, channel] = 0
+            return changed
+
+        return change
+
+    with torch.no_grad():
+        with exchanged(module, path, lambda output: kept.append(output.clone()) or output):  # type: ignore[func-returns-value]
+            y = module(x)[:, target]
+        maps = reshape(kept[0])
+        total = torch.zeros(len(x), *maps.shape[2:])
+        for channel in range(maps.shape[1]):
+            with exchanged(module, path, without(channel)):
+                fall = y - module(x)[:, target]
+            total += (fall / y.abs())[:, None, None] * maps[:, channel]
+    return total
+
+
+def score_cam(module: nn.Module, maps: Tensor, x: Tensor, target: int) -> Tensor:
+    """[B,h,w] from activations [B,C,h,w], one mask and one forward at a time."""
+    scores = torch.zeros(maps.shape[:2])
+    with torch.no_grad():
+        for b, c in np.ndindex(*maps.shape[:2]):
+            mask = nn.UpsamplingBilinear2d(x.shape[-2:])(maps[b : b + 1, c : c + 1])
+            mask = (mask - mask.min()) / (mask.max() - mask.min() + 1e-8)
+            scores[b, c] = module(x[b : b + 1] * mask)[0, target]
+    return (scores.softmax(1)[:, :, None, None] * maps).sum(1)
+
+
+def first_component(parts: Tensor) -> Tensor:
+    """[B,C,h,w] -> [B,h,w] up to sign, by a full singular value decomposition."""
+    maps = []
+    for part in parts.double():
+        cells = part.flatten(1).T
+        cells = cells - cells.mean(0)
+        maps.append((cells @ torch.linalg.svd(cells).Vh[0]).view(part.shape[1:]))
+    return torch.stack(maps).float()
+
+
+def full_gradient(module: nn.Module, reshape: Reshape | None, x: Tensor, target: int) -> Tensor:
+    """[B,H,W]: |x dx| and |b db| over conv, linear and normalisation modules, channel by channel, resized one by one."""
+    met: list[tuple[nn.Module, Tensor]] = []
+
+    def keep(child: nn.Module, args: object, output: Tensor) -> Tensor:
+        output.retain_grad()
+        met.append((child, output))
+        return output.clone()
+
+    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm, nn.Linear)
+    handles = [child.register_forward_hook(keep) for child in module.modules() if isinstance(child, kinds)]
+    leaf = x.clone().requires_grad_()
+    module(leaf)[:, target].sum().backward()
+    for handle in handles:
+        handle.remove()
+    assert leaf.grad is not None
+    parts = [leaf.grad * x]
+    for child, output in met:
+        part = bias_part(child, output, reshape, len(x))
+        if part is not None:
+            parts.append(part.detach())
+    return torch.stack([_channel_sum(part.abs(), x.shape[-1]) for part in parts]).sum(0)
+
+
+def bias_part(child: nn.Module, output: Tensor, reshape: Reshape | None, batch: int) -> Tensor | None:
+    """bias * gradient as [B,C,h,w] where that is a grid over the picture."""
+    bias, gradient = child.bias, output.grad
+    if not isinstance(bias, Tensor) or gradient is None:
+        return None
+    if isinstance(child, nn.BatchNorm2d):
+        assert child.running_mean is not None
+        assert child.running_var is not None
+        bias = bias - child.running_mean * child.weight / torch.sqrt(child.running_var + child.eps)
+    if isinstance(child, nn.Conv2d | nn.BatchNorm2d):
+        return gradient * bias[:, None, None]
+    if gradient.dim() == 4 and type(child).__name__ != "LayerNorm2d":
+        return (gradient * bias).permute(0, 3, 1, 2)
+    if gradient.dim() == 4:
+        return gradient * bias[:, None, None]
+    return reshape(gradient * bias) if gradient.dim() == 3 and reshape and len(gradient) == batch else None
+
+
+def _channel_sum(part: Tensor, side: int) -> Tensor:
+    maps = []
+    for picture in part:
+        total = torch.zeros(side, side)
+        for channel in picture:
+            span = channel.max() - channel.min()
+            unit = (channel - channel.min()) / span if span > 1e-6 * channel.max() else torch.zeros_like(channel)
+            total += F.interpolate(unit[None, None], (side, side), mode="bilinear")[0, 0]
+        maps.append(total)
+    return torch.stack(maps)
+
+
+ACTIVATIONS = ("relu", "silu", "gelu", "hardswish", "relu6", "leaky_relu")
+
+
+@contextmanager
+def guided_activations(deconvolved: bool = False) -> Iterator[None]:
+    """Inside, the functions behind activation modules have the guided (or deconvolution) rule written into them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ACTIVATIONS:
+            patch.setattr(F, name, _ruled(getattr(F, name), deconvolved))
+        yield
+
+
+def _ruled(plain: Callable[..., Tensor], deconvolved: bool) -> Callable[..., Tensor]:
+    class Ruled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return plain(x)
+
+        @staticmethod
+        def backward(ctx: Any, arriving: Tensor) -> Tensor:  # type: ignore[override]
+            if deconvolved:
+                return arriving.clamp_min(0)
+            (x,) = ctx.saved_tensors
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                (slope,) = torch.autograd.grad(plain(leaf).sum(), leaf)
+            return arriving.clamp_min(0) * slope * (x > 0)
+
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return Ruled.apply(x.clone())  # type: ignore[no-any-return, no-untyped-call]
+
+    return call

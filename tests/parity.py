@@ -1,0 +1,188 @@
+"""Our maps against the reference packages and naive definitions, over networks and methods, as a table.
+
+    python -m tests.parity                    the whole matrix, some minutes
+    python -m tests.parity resnet18 vgg16     some networks
+
+Each figure is the lowest correlation over two pictures. `=` marks a naive definition in the place of a package that
+computes something else there (tests/test_parity.py shows each such defect), and `-` a method that does not apply.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from camcli.config import OptionsConfig
+from camcli.engine import Engine
+from camcli.errors import MethodError
+from camcli.images import Preprocess
+from camcli.methods import METHODS
+from camcli.models import LoadedModel
+from tests import oracles, peers
+from tests.nets import CLASSES, NETS, Net, inputs
+
+TARGET = 3
+UP_TO_SIGN = ("eigencam", "eigengradcam")
+RELU_ONLY = ("squeezenet1_0", "resnet18", "resnet50", "vgg16")
+CONV_ONLY = (*RELU_ONLY, "densenet121", "mobilenet_v3_large")
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A built network with two pictures."""
+
+    net: Net
+    module: nn.Module
+    x: Tensor
+    cells: int
+
+    @classmethod
+    def of(cls, name: str) -> Case:
+        """The case called `name`; its grid is measured on the spot."""
+        net = NETS[name]
+        module, x = net.build(), inputs(2, net.side)
+        shapes: list[torch.Size] = []
+        with oracles.exchanged(module, net.path, lambda output: shapes.append(output.shape) or output):  # type: ignore[func-returns-value]
+            module(x)
+        cells = {"nchw": shapes[0][-1], "nhwc": shapes[0][1], "tokens": round((shapes[0][1] - 1) ** 0.5)}[net.kind]
+        return cls(net, module, x, cells)
+
+    @property
+    def reshape(self) -> Callable[[Tensor], Tensor] | None:
+        """As the packages want it; None for NCHW."""
+        if self.net.kind == "nhwc":
+            return lambda t: t.permute(0, 3, 1, 2)
+        if self.net.kind == "tokens":
+            return lambda t: t[:, 1:].reshape(len(t), self.cells, self.cells, -1).permute(0, 3, 1, 2)
+        return None
+
+    def maps_of(self, stored: Tensor) -> Tensor:
+        """[B,C,h,w]."""
+        return stored if self.reshape is None else self.reshape(stored)
+
+    def raw(self, name: str, **options: int) -> Tensor:
+        """Our raw maps [B,h,w]."""
+        engine = self.engine(name, **options)
+        done = engine.forward(self.x)
+        aims = torch.zeros_like(done.logits.detach())
+        aims[:, TARGET] = 1
+        [raw] = METHODS.get(name).compute(*engine.views(done, aims))
+        return raw if raw.dim() == 3 else raw.sum(1)
+
+    def engine(self, name: str, **options: int) -> Engine:
+        """For one method."""
+        side = (self.net.side, self.net.side)
+        preprocess = Preprocess(side, side, (0, 0, 0), (1, 1, 1), "bilinear", "center")
+        labels = tuple(map(str, range(CLASSES)))
+        model = LoadedModel(self.module, "test", self.net.name, labels, "softmax", preprocess, "none", None)
+        return Engine(model, [self.net.layer(self.cells)], [METHODS.get(name)], options=OptionsConfig(**options))
+
+
+def agreement(case: Case, name: str) -> tuple[float, str]:
+    """(lowest correlation over the pictures, mark of the oracle)."""
+    side = case.net.side
+    try:
+        raw = case.raw(name)
+    except MethodError:
+        return float("nan"), "-"
+    signed = METHODS.get(name).signed
+    theirs, mark = reference(case, name)
+    ours = [raw.numpy() if signed or raw.shape[-1] == side else oracles.shown(raw, side)]
+    if name in UP_TO_SIGN:
+        ours.append(oracles.shown(-raw, side))
+    return max(min(oracles.correlation(a, b) for a, b in zip(o, theirs, strict=True)) for o in ours), mark
+
+
+def reference(case: Case, name: str) -> tuple[Array, str]:
+    """[B,H,W] of the package where it is right, else of the naive definition, with its mark."""
+    module, path, x = case.module, case.net.path, case.x
+    if name == "ablationcam" and (case.net.name not in RELU_ONLY):
+        return oracles.shown(oracles.ablation(module, path, case.maps_of, x, TARGET), case.net.side), "="
+    if name == "fullgrad" and case.net.name not in CONV_ONLY:
+        return oracles.full_gradient(module, case.reshape, x, TARGET).numpy(), "="
+    if name in peers.GRAD_CAM:
+        return peers.grad_cam(name, module, path, x, TARGET, case.reshape), ""
+    return OTHERS[name](case)
+
+
+def _guided(case: Case) -> tuple[Array, str]:
+    if case.net.name in RELU_ONLY:
+        return peers.guided_backprop(case.module, case.x, TARGET), ""
+    return _ruled(case, deconvolved=False), "="
+
+
+def _ruled(case: Case, deconvolved: bool) -> Array:
+    x = case.x.clone().requires_grad_()
+    with oracles.guided_activations(deconvolved):
+        case.module(x)[:, TARGET].sum().backward()
+    assert x.grad is not None
+    return x.grad.sum(1).numpy()
+
+
+def _guided_gradcam(case: Case) -> tuple[Array, str]:
+    guided, mark = _guided(case)
+    return guided * peers.grad_cam("gradcam", case.module, case.net.path, case.x, TARGET, case.reshape), mark
+
+
+def _cam(case: Case) -> tuple[Array, str]:
+    return peers.grad_cam("gradcam", case.module, case.net.path, case.x, TARGET, case.reshape), ""
+
+
+def _integrated(case: Case) -> tuple[Array, str]:
+    options = {"n_steps": 32, "method": "riemann_middle", "internal_batch_size": 16}
+    return peers.captum("IntegratedGradients", case.module, case.x, TARGET, **options), ""
+
+
+def _occlusion(case: Case) -> tuple[Array, str]:
+    options = {"sliding_window_shapes": (3, 32, 32), "strides": (3, 16, 16), "perturbations_per_eval": 8}
+    summed = peers.captum("Occlusion", case.module, case.x, TARGET, **options) / 3
+    return summed, ""
+
+
+def _smoothgrad(case: Case) -> tuple[Array, str]:
+    noise = torch.Generator().manual_seed(0)
+    samples = [torch.randn(case.x.shape[1:], generator=noise) for _ in range(16)]
+    maps = []
+    for picture in case.x:
+        total = torch.zeros_like(picture)
+        for sample in samples:
+            x = (picture + 0.15 * (picture.max() - picture.min()) * sample).requires_grad_()
+            total += torch.autograd.grad(case.module(x[None])[0, TARGET], x)[0]
+        maps.append((total / 16).abs().sum(0))
+    return torch.stack(maps).numpy(), "="
+
+
+OTHERS: dict[str, Callable[[Case], tuple[Array, str]]] = {
+    "cam": _cam,
+    "guided-backprop": _guided,
+    "deconvnet": lambda case: (_ruled(case, deconvolved=True), "="),
+    "guided-gradcam": _guided_gradcam,
+    "integrated-gradients": _integrated,
+    "occlusion": _occlusion,
+    "smoothgrad": _smoothgrad,
+}
+
+
+def main(names: list[str]) -> None:
+    """The table."""
+    torch.set_num_threads(1)
+    print("| network | " + " | ".join(METHODS) + " |")
+    print("|---" * (1 + len(list(METHODS))) + "|")
+    for name in names or NETS:
+        case = Case.of(name)
+        cells = []
+        for method in METHODS:
+            figure, mark = agreement(case, method)
+            cells.append(mark if mark == "-" else f"{figure:.6f}{mark}")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
