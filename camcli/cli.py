@@ -1,24 +1,23 @@
-"""The command line: parse, call one use-case, print its report, exit. The only module that prints."""
+"""The command line: parse, call one use-case, print its report, exit."""
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-from camcli.errors import CamcliError
+from camcli import console
+from camcli.errors import CamcliError, ConfigError
 
 if TYPE_CHECKING:
-    from camcli.config import RunConfig
     from camcli.configfile import LoadedConfig
-    from camcli.inputs import Item
-    from camcli.models import Entry
+    from camcli.job import Job
     from camcli.records import RunReport
 
 EXIT_CODES = (
@@ -55,10 +54,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 
 def main() -> None:
     """Entry point: errors that a user can act on become one message and an exit code."""
+    console.talk_text()
     try:
         app()
     except CamcliError as error:
-        _say(f"camcli: {error}")
+        console.say(f"camcli: {error}", "error", exit_code=error.exit_code)
         sys.exit(error.exit_code)
 
 
@@ -87,36 +87,151 @@ def run(
         list[str] | None, typer.Option("--ext", help="File extension to look for in folders; repeat for more.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take only the first N images.")] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; /N in a job array.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the results in --out and start over.")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Keep results that were made with another config as they are.")
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed images again.")] = False,
+    check: Annotated[
+        Literal["stat", "hash"],
+        typer.Option("--check", help="An input is unchanged by its size and time, or by its hash."),
+    ] = "stat",
+    max_errors: Annotated[
+        str | None, typer.Option("--max-errors", metavar="N|P%", help="Stop after more failures than that.")
+    ] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop after the first failure.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the images and stop.")] = False,
     offline: OfflineOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     json_: JsonOption = False,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option("--log-format", help="Of messages on standard error.")
+    ] = "text",
+    junit: Annotated[
+        Path | None, typer.Option("--junit", help="Also write a JUnit file, a test case an image.")
+    ] = None,
 ) -> None:
-    """Explain images: overlays, JSON reports and a manifest below --out."""
+    """Explain images: overlays, JSON reports and a manifest below --out. A second run does only what is missing."""
+    if log_format == "json":
+        console.talk_json()
     from camcli.inputs import EXTENSIONS, discover
+    from camcli.job import Job
+    from camcli.resume import Policy
+    from camcli.shard import shard_of
 
     loaded = _load(config, model, overrides)
-    items = discover(inputs, ext or EXTENSIONS, limit)
+    items = discover(inputs, ext or EXTENSIONS, limit, out)
+    part = shard_of(shard, os.environ)
+    job = Job(loaded.config, items, out, offline, shard=part, asked=_asked(inputs, ext, limit))
+    errors = "0" if fail_fast else max_errors
+    limit_of_errors = None if errors is None else _max_errors(errors, len(job.mine))
+    job = replace(job, policy=Policy(fresh, keep_going, retry_failed, check, limit_of_errors))
     if dry_run:
-        _print_plan([item.id for item in items], out, json_)
+        console.print_plan([item.id for item in job.mine], out, json_)
         return
     if not quiet:
-        _announce(loaded.config, len(items))
-    raise typer.Exit(_run(loaded.config, items, out, offline, quiet, json_))
+        _announce(job, shard is None)
+    raise typer.Exit(_run(job, quiet, json_, junit))
 
 
-def _run(config: RunConfig, items: list[Item], out: Path, offline: bool, quiet: bool, json_: bool) -> int:
+def _asked(inputs: list[str], ext: list[str] | None, limit: int | None) -> dict[str, Any]:
+    """What the user named, as `camcli status` needs it to look again from anywhere."""
+    names = [name if name == "-" or name.startswith("@") else os.path.abspath(name) for name in inputs]
+    return {"names": names, "ext": ext, "limit": limit}
+
+
+def _max_errors(text: str, images: int) -> int:
+    match = re.fullmatch(r"(\d+)(%?)", text)
+    if not match:
+        raise ConfigError(f"--max-errors {text}: write it as a number, such as 10, or a share, such as 5%")
+    return int(match[1]) * images // 100 if match[2] else int(match[1])
+
+
+def _announce(job: Job, by_default: bool) -> None:
+    console.announce(job.config, len(job.mine))
+    if job.shard:
+        why = ", as SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT say" if by_default else ""
+        console.say(f"part {job.shard} of {len(job.items)} images{why}; `camcli merge` joins the parts")
+
+
+def _run(job: Job, quiet: bool, json_: bool, junit: Path | None) -> int:
+    from camcli.job import settled
+
+    ended = settled(job)
+    report, manifest = ended or _perform(job, quiet)
+    if junit:
+        from camcli.junit import write_junit
+
+        write_junit(junit, job)
+    if json_:
+        console.print_json(manifest)
+    if not quiet:
+        console.print_summary(report, settled=ended is not None)
+    return report.exit_code
+
+
+def _perform(job: Job, quiet: bool) -> tuple[RunReport, dict[str, Any]]:
     from camcli.interrupt import Interrupt
-    from camcli.pipeline import run as run_pipeline
     from camcli.progress import Progress
 
-    with Interrupt() as interrupt, Progress(len(items), None if quiet else sys.stderr) as progress:
-        outcome = run_pipeline(config, items, out, progress.advance, interrupt, offline)
+    with Interrupt() as interrupt, Progress(None if quiet else sys.stderr, console.is_json()) as progress:
+        from camcli.pipeline import perform
+
+        outcome = perform(job, progress, interrupt)
+    return outcome.report, outcome.manifest
+
+
+@app.command()
+def status(
+    out: Annotated[Path, typer.Argument(help="Run folder.")],
+    check: Annotated[
+        Literal["stat", "hash"],
+        typer.Option("--check", help="An input is unchanged by its size and time, or by its hash."),
+    ] = "stat",
+    json_: JsonOption = False,
+) -> None:
+    """Say what is done, failed, missing and out of date in a run folder, and how to go on: exit code 0 or 1."""
+    from camcli.status import inspect
+
+    found = inspect(out, check)
     if json_:
-        _print_json(outcome.manifest)
-    if not quiet:
-        _print_summary(outcome.report)
-    return outcome.report.exit_code
+        console.print_json(found.as_dict())
+    else:
+        console.print_status(found)
+    raise typer.Exit(0 if found.complete else 1)
+
+
+@app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(help="Run folder whose parts were made with --shard.")],
+    json_: JsonOption = False,
+) -> None:
+    """Join the parts of a run into results.jsonl and run.json; exit code 1 where parts are missing."""
+    from camcli.merge import merge as join
+
+    manifest = join(out)
+    if json_:
+        console.print_json(manifest)
+    else:
+        counts = manifest["counts"]
+        console.say(f"{out}: {counts['done']} images explained, {counts['failed']} failed, in one results.jsonl")
+    raise typer.Exit(manifest["exit_code"])
+
+
+@app.command()
+def doctor(json_: JsonOption = False) -> None:
+    """Print versions, devices and caches, and test the embedded model on drawn scenes: exit code 0 or 1."""
+    from camcli.doctor import examine
+
+    found = examine()
+    if json_:
+        console.print_json(asdict(found))
+    else:
+        console.print_diagnosis(found)
+    raise typer.Exit(0 if found.healthy else 1)
 
 
 @app.command()
@@ -132,9 +247,44 @@ def layers(
 
     found = [asdict(candidate) for candidate in candidates(_load(config, model, overrides).config, offline)]
     if json_:
-        _print_json(found)
+        console.print_json(found)
     else:
-        _print_layers(found)
+        console.print_layers(found)
+
+
+@app.command()
+def methods(json_: JsonOption = False) -> None:
+    """List the methods: what each one needs, what it costs beside the forward pass, and its paper."""
+    from camcli.methods import listed
+
+    found = listed()
+    if json_:
+        console.print_json([{k: v for k, v in asdict(method).items() if k != "compute"} for method in found])
+    else:
+        console.print_methods(found)
+
+
+@app.command(epilog="Example: [b]camcli dff photos --out concepts --concepts 5[/b]\n\n" + EXIT_CODES)
+def dff(
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, @list.txt, or - for paths on stdin.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for overlays/ and concepts.json.")],
+    concepts: Annotated[int, typer.Option("--concepts", "-k", min=1, max=64, help="How many to look for.")] = 5,
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    overrides: SetOption = None,
+    offline: OfflineOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """Deep feature factorisation: the concepts that all images share, one colour each, and the classes they raise."""
+    from camcli.concepts import factorise
+    from camcli.inputs import discover
+
+    found = factorise(_load(config, model, overrides).config, discover(inputs), out, concepts, offline)
+    if json_:
+        console.print_json(found)
+    else:
+        console.print_concepts(found, out)
+    raise typer.Exit(1 if found["failures"] else 0)
 
 
 class _ListByDefault(TyperGroup):
@@ -161,9 +311,9 @@ def models_list(
 
     entries = list_models(pattern)
     if json_:
-        _print_json([asdict(entry) for entry in entries])
+        console.print_json([asdict(entry) for entry in entries])
     else:
-        _print_models(entries)
+        console.print_models(entries)
 
 
 @models_app.command("fetch")
@@ -190,7 +340,7 @@ def config_show(config: ConfigOption = None, model: ModelOption = None, override
 def config_check(file: Annotated[Path, typer.Argument(help="YAML config.")]) -> None:
     """Say whether a config is valid: exit code 0, or 2 with the place of every mistake."""
     _load(file, None, None)
-    _say(f"{file}: valid")
+    console.say(f"{file}: valid")
 
 
 @config_app.command("schema")
@@ -198,7 +348,7 @@ def config_schema() -> None:
     """Print the JSON Schema of a config file."""
     from camcli.config import json_schema
 
-    _print_json(json_schema())
+    console.print_json(json_schema())
 
 
 @schema_app.command("report")
@@ -206,76 +356,10 @@ def schema_report() -> None:
     """Print the JSON Schema of reports/<id>.json and of each line of results.jsonl."""
     from camcli.report import json_schema
 
-    _print_json(json_schema())
+    console.print_json(json_schema())
 
 
 def _load(config: Path | None, model: str | None, overrides: list[str] | None) -> LoadedConfig:
     from camcli.configfile import load_config
 
     return load_config(config, [*([f"model={model}"] if model else []), *(overrides or [])])
-
-
-def _say(text: str) -> None:
-    """A line on standard error, with control characters from file names made visible."""
-    typer.echo("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text), err=True)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, sort_keys=True))
-
-
-def _announce(config: RunConfig, images: int) -> None:
-    model = config.model
-    _say(f"{images} images, model {model.source}/{model.name}, layer {', '.join(config.layer)}")
-    if model.weights == "none":
-        _say("warning: model.weights is none, so the weights are random and the heatmaps mean nothing")
-
-
-def _print_plan(ids: list[str], out: Path, json_: bool) -> None:
-    if json_:
-        _print_json({"images": ids, "out": str(out)})
-        return
-    for name in ids:
-        _say(name)
-    _say(f"{len(ids)} images would be explained into {out}")
-
-
-def _print_summary(report: RunReport) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    rate = f"{report.done / report.seconds:.1f} images/s" if report.seconds else ""
-    table.add_row("explained", str(report.done), rate)
-    table.add_row("failed", str(report.failed), ", ".join(f"{n} {kind}" for kind, n in report.failures.items()))
-    if report.skipped:
-        table.add_row("not reached", str(report.skipped), "interrupted")
-    table.add_row("seconds", f"{report.seconds:.1f}", "")
-    Console(stderr=True).print(table)
-    _say(f"{report.out}: overlays/, reports/, results.jsonl, run.json")
-
-
-def _print_layers(found: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.tree import Tree
-
-    tree = Tree("layers with a spatial layout, in the order of the forward pass")
-    for candidate in found:
-        text = escape(f"{candidate['path']}  {candidate['type']}  {candidate['shape']}  {candidate['layout']}")
-        tree.add(f"[bold green]{text}  <- chosen[/]" if candidate["chosen"] else text)
-    Console().print(tree)
-
-
-def _print_models(entries: Sequence[Entry]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("model", "pretrained", "cached", "input", "parameters", box=None, pad_edge=False)
-    for entry in entries:
-        parameters = f"{entry.parameters / 1e6:.1f} M" if entry.parameters else ""
-        height, width = entry.input_size
-        yes = {True: "yes", False: "-"}
-        name = f"{entry.source}/{entry.name}"
-        table.add_row(name, yes[entry.pretrained], yes[entry.cached], f"{height}x{width}", parameters)
-    Console().print(table)

@@ -37,6 +37,9 @@ class ModelConfig(Section):
     source: Source = Field("demo", description="Library that builds the model.")
     name: str = Field("demo", description="Architecture, as its library names it.")
     weights: str = Field("pretrained", description="`pretrained`, `none` (random), or a .safetensors/.pth file.")
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(
+        None, description="What the weights file must hash to; null: any."
+    )
     kwargs: dict[str, JsonValue] = Field({}, description="Passed to the library's model function.")
     num_classes: Positive | None = Field(None, description="Size of the head; null: the architecture's own.")
     labels: str | None = Field(None, description="Text file, one label a line; null: the model's own.")
@@ -65,7 +68,7 @@ def expand_model(short: str) -> dict[str, str]:
 
 
 class TargetsConfig(Section):
-    """Which classes to explain: exactly one of `top`, `above`, `classes`.
+    """Which classes to explain: exactly one of `top`, `above`, `classes`, `contrast`.
 
     `top1` stands for `{top: 1}`, and a list (or a single class) for `{classes: [...]}`.
     """
@@ -74,6 +77,9 @@ class TargetsConfig(Section):
     above: Unit | None = Field(None, description="Every class at least this probable, for multi-label models.")
     classes: tuple[StrictInt | StrictStr, ...] | None = Field(
         None, min_length=1, description="Classes by index or by label."
+    )
+    contrast: tuple[StrictInt | StrictStr, StrictInt | StrictStr] | None = Field(
+        None, description="[a, b]: why class a rather than b, that is logit a less logit b."
     )
 
     @model_validator(mode="before")
@@ -89,8 +95,8 @@ class TargetsConfig(Section):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> TargetsConfig:
-        if sum(v is not None for v in (self.top, self.above, self.classes)) != 1:
-            raise ValueError("give exactly one of `top`, `above`, `classes`")
+        if sum(v is not None for v in (self.top, self.above, self.classes, self.contrast)) != 1:
+            raise ValueError("give exactly one of `top`, `above`, `classes`, `contrast`")
         return self
 
 
@@ -120,6 +126,8 @@ class OverlayConfig(Section):
     quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="For jpg and webp.")
     alpha: Unit = Field(0.5, description="Opacity of the heat.")
     colormap: str = Field("turbo", description="Any matplotlib colour map.")
+    signed_colormap: str = Field("RdBu_r", description="For signed maps: a diverging matplotlib colour map.")
+    grid: bool = Field(False, description="Also one picture for each target that shows all methods side by side.")
     size: Literal["original", "model"] = Field(
         "original", description="original: the picture as it is; model: the crop that the model saw."
     )
@@ -127,7 +135,7 @@ class OverlayConfig(Section):
         "image", description="image: every map uses the full colour range; run: one range for all pictures."
     )
 
-    @field_validator("colormap")
+    @field_validator("colormap", "signed_colormap")
     @classmethod
     def _known(cls, value: str) -> str:
         from matplotlib import colormaps

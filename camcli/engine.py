@@ -97,7 +97,7 @@ class Engine:
         finite = torch.isfinite(logits).all(dim=1).tolist()
         chosen = [choose(p) if ok else [] for p, ok in zip(probabilities, finite, strict=True)]
         aims = [self._aims(logits, [c[r : r + 1] for c in chosen]) for r in range(max(map(len, chosen)))]
-        rounds = _arrays(self._maps(plain, aims))
+        rounds = _arrays(self.maps(plain, aims))
         scores = logits.cpu().numpy()
         return [
             self._explanation(i, probabilities[i], scores[i], chosen[i], rounds) if finite[i] else _not_finite("logits")
@@ -141,7 +141,7 @@ class Engine:
                 row[self.against] -= 1
         return aims
 
-    def _maps(self, plain: Pass, aims: Sequence[Tensor]) -> list[list[Maps]]:
+    def maps(self, plain: Pass, aims: Sequence[Tensor]) -> list[list[Maps]]:
         """Each method's maps for each of the rounds of `aims`."""
         first = [self._round(plain, aim) for aim in aims]
         if self.smoothing != "aug":

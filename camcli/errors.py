@@ -6,6 +6,7 @@
     │   └── MethodError    2   a method does not serve for this model, layer or setting
     ├── ModelError         3   the model or its weights cannot be had
     ├── NoInputsError      5   nothing to do
+    ├── IncompleteError    1   parts of a run are missing
     ├── OutputError        3   the output folder cannot be written
     ├── LockedError       75   another run holds the output folder
     └── ItemError          -   one picture failed: a record in the report, never the end of a run
@@ -46,6 +47,12 @@ class NoInputsError(CamcliError):
     """No picture was found in what the user named."""
 
     exit_code = 5
+
+
+class IncompleteError(CamcliError):
+    """Parts of a run are missing or not finished."""
+
+    exit_code = 1
 
 
 class OutputError(CamcliError):

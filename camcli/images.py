@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from camcli.config import Crop, InputConfig, Interpolation
 from camcli.errors import ItemError
-from camcli.records import Box
+from camcli.records import Box, Stage
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -21,7 +25,46 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+# Pillow first shrinks by whole factors to this multiple of the size: twice as fast, at most 2 grey levels apart.
+REDUCING_GAP = 4.0
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "MPO", "JPEG2000", "AVIF", "ICO")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _GREY_DEPTHS = ("I;16", "I;16L", "I;16B", "I", "F")
+
+
+class Room:
+    """Lets pictures in while they have at most `pixels` together; a larger one comes in alone."""
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = pixels
+        self.taken = 0
+        self._change = threading.Condition()
+
+    @contextmanager
+    def room(self, pixels: int) -> Iterator[None]:
+        """Wait until a picture of so many pixels fits in."""
+        share = min(pixels, self.pixels)
+        with self._change:
+            self._change.wait_for(lambda: self.taken + share <= self.pixels)
+            self.taken += share
+        try:
+            yield
+        finally:
+            with self._change:
+                self.taken -= share
+                self._change.notify_all()
+
+
+_DECODING = Room(100_000_000)
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +117,49 @@ def load_picture(path: Path, preprocess: Preprocess) -> Picture:
 
 
 def decode(path: Path) -> Image.Image:
-    """The picture at `path` as RGB, upright; raises ItemError with stage read or decode."""
+    """The picture at `path` as RGB, upright; raises ItemError with stage read or decode.
+
+    The first picture of several; the numbers in the file, whatever colour profile goes with them, because that is
+    what classifiers were trained on.
+    """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ItemError("read", "NotAFile", f"{path}: not a regular file")
-        if os.path.getsize(path) == 0:
-            raise ItemError("read", "EmptyFile", f"{path}: the file is empty")
-        with Image.open(path) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+        _check_readable(path)
+        with _open(path) as image, _DECODING.room(image.width * image.height):
+            return _to_rgb(_upright(image))
     except ItemError:
         raise
-    except (FileNotFoundError, PermissionError) as error:
-        raise ItemError("read", type(error).__name__, f"{path}: {error.strerror}") from None
+    except OSError as error:
+        stage: Stage = "decode" if error.errno is None else "read"
+        raise ItemError(stage, type(error).__name__, f"{path}: {error.strerror or error}") from None
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         raise ItemError("decode", type(error).__name__, f"{path}: {error}") from None
+
+
+def _check_readable(path: Path) -> None:
+    """Refuse what is no file before it is opened: a FIFO would wait for ever."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        os.scandir(path).close()
+    if not stat.S_ISREG(status.st_mode):
+        raise ItemError("read", "NotAFile", f"{path}: not a regular file")
+    if status.st_size == 0:
+        raise ItemError("read", "EmptyFile", f"{path}: the file is empty")
+
+
+def _open(path: Path) -> Image.Image:
+    """Only formats that Pillow decodes itself: others start programs on the file, such as Ghostscript."""
+    Image.init()
+    return Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """EXIF orientation applied; where the EXIF block is damaged, the picture as it is stored."""
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow's parsers raise many kinds, and the pixels are whole all the same
+        return image
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -124,7 +196,7 @@ def model_input(image: Image.Image, preprocess: Preprocess) -> tuple[NDArray[np.
     inner = (max(left, 0), max(top, 0), min(left + w, full_w), min(top + h, full_h))
     region = (inner[0] * per_x, inner[1] * per_y, inner[2] * per_x, inner[3] * per_y)
     size = (inner[2] - inner[0], inner[3] - inner[1])
-    pixels = np.array(image.resize(size, _FILTERS[preprocess.interpolation], box=region))
+    pixels = np.array(image.resize(size, _FILTERS[preprocess.interpolation], region, REDUCING_GAP))
     if size != (w, h):
         pixels = _framed(pixels, inner[0] - left, inner[1] - top, preprocess)
     return pixels, Box(left * per_x, top * per_y, (left + w) * per_x, (top + h) * per_y)

@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from camcli import report
+from camcli import manifest, report
 from camcli.config import RunConfig
 from camcli.engine import Engine
-from camcli.errors import ConfigError, ItemError
-from camcli.geometry import Heat
-from camcli.images import Picture, load_picture
+from camcli.errors import ConfigError
+from camcli.fingerprint import fingerprint, identity
 from camcli.inputs import Item
 from camcli.interrupt import Interrupt
+from camcli.job import Job
 from camcli.layers import Candidate, TargetLayer, list_candidates, resolve_layer
 from camcli.methods import METHODS
 from camcli.models import LoadedModel, load_model
-from camcli.records import Failure, Heatmap, ImageResult, RunReport
+from camcli.progress import Progress
+from camcli.recorder import Recorder
+from camcli.records import RunReport
+from camcli.resume import Plan, Policy, plan, refuse_another_config
 from camcli.rundir import RunDir
-from camcli.stream import Stream, failure
-from camcli.targets import chooser
-from camcli.writers import maps
-from camcli.writers.overlay import overlay_bytes, overlay_name
-
-MANIFEST_VERSION = 1
-_LIBRARIES = ("camcli", "torch", "torchvision", "timm", "pillow", "numpy")
+from camcli.stream import Stream, even_batches
+from camcli.targets import against, chooser
+from camcli.versions import versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,50 +39,134 @@ class Outcome:
     """How a run ended, and the manifest that it left in run.json."""
 
     report: RunReport
-    manifest: dict[str, Any]
+    manifest: manifest.Manifest
 
 
-def run(
-    config: RunConfig,
-    items: Sequence[Item],
-    out: Path,
-    advance: Callable[[bool], None] = lambda failed: None,
-    interrupt: Interrupt | None = None,
-    offline: bool = False,
-) -> Outcome:
-    """Explain `items` into the folder `out`; raises CamcliError when the run as a whole cannot go on.
+def run(config: RunConfig, items: Sequence[Item], out: Path) -> Outcome:
+    """Explain `items` into the folder `out`, silently; raises CamcliError when the run as a whole cannot go on."""
+    return perform(Job(config, items, out), Progress(None), None)
 
-    advance: told after each record whether it is a failure. interrupt: once it has an exit code, what is in
-    flight is finished, and the run ends with that code.
+
+def perform(job: Job, progress: Progress, interrupt: Interrupt | None) -> Outcome:
+    """Do a job; raises CamcliError when the run as a whole cannot go on.
+
+    interrupt: once it has an exit code, what is in flight is finished, and the run ends with that code.
     """
     started, clock = datetime.now(UTC), time.monotonic()
+    with RunDir(job.out, job.suffix) as folder:
+        engine, layers = _engine(job.config, job.offline)
+        settings = _settings(job, engine, layers, started)
+        recorder = Recorder(job.config, engine, folder, settings["fingerprint"])
+
+        def stopped() -> bool:
+            return bool(interrupt and interrupt.exit_code) or _too_many(recorder, job.policy)
+
+        stream = _stream(job, engine, stopped)
+        work = _prepared(job, folder, settings)
+        folder.begin(manifest.opening(settings))
+        progress.begin(len(work.kept) + len(work.todo), len(work.kept))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            recorder.record(stream, work.todo, progress.advance)
+        folder.settle([item.id for item in job.mine], work.vanished)
+        seconds = round(time.monotonic() - clock, 3)
+        summary = _summary(job, work, recorder, seconds, interrupt.exit_code if interrupt else 0)
+        ended = manifest.closing(settings, summary, folder.ledger.entries, bool(interrupt and interrupt.exit_code))
+        folder.write_manifest(ended)
+    return Outcome(summary, ended)
+
+
+def _engine(config: RunConfig, offline: bool) -> tuple[Engine, list[TargetLayer]]:
     methods = [METHODS.get(name) for name in config.methods]
     model = load_model(config.model, config.input, offline)
     layers = resolve_layers(model, config.layer)
-    engine = Engine(model, layers, methods, device(config.runtime.device), config.runtime.precision)
-    stream = Stream(
-        engine,
-        chooser(config.targets, model.labels),
-        config.runtime.batch_size,
-        config.runtime.threads or os.cpu_count() or 1,
-        lambda: bool(interrupt and interrupt.exit_code),
+    engine = Engine(
+        model,
+        layers,
+        methods,
+        device(config.runtime.device),
+        config.runtime.precision,
+        config.options,
+        config.smoothing,
+        against(config.targets, model.labels),
     )
-    with RunDir(out) as folder:
-        recorder = _Recorder(config, engine, folder)
-        recorder.record(stream, items, advance)
-        failed = recorder.failures.total()
-        summary = RunReport(
-            done=recorder.done,
-            failed=failed,
-            skipped=len(items) - recorder.done - failed,
-            seconds=round(time.monotonic() - clock, 3),
-            out=str(out),
-            exit_code=(interrupt.exit_code if interrupt else 0) or (1 if failed else 0),
-            failures=dict(recorder.failures),
-        )
-        manifest = _manifest(config, engine, layers, summary, started)
-        folder.write_manifest(manifest)
-    return Outcome(summary, manifest)
+    return engine, layers
+
+
+def _stream(job: Job, engine: Engine, stopped: Callable[[], bool]) -> Stream:
+    runtime = job.config.runtime
+    return Stream(
+        engine,
+        chooser(job.config.targets, engine.model.labels),
+        even_batches(len(job.items), runtime.batch_size),
+        runtime.threads or os.cpu_count() or 1,
+        stopped,
+    )
+
+
+def _prepared(job: Job, folder: RunDir, settings: Mapping[str, Any]) -> Plan:
+    """What is left to do, once it is clear that what is there may be kept; raises ConfigError otherwise."""
+    if job.shard and job.config.overlay.scale == "run":
+        raise ConfigError("overlay.scale run compares all pictures, so it cannot be split with --shard")
+    if job.policy.fresh:
+        folder.start_over()
+    elif not job.policy.keep_going:
+        refuse_another_config(job.out, folder.ledger, folder.earlier, settings["identity"], settings["fingerprint"])
+    work = plan(job.mine, folder.ledger, job.out, job.policy)
+    if job.config.overlay.scale == "run" and work.todo:
+        return Plan((), tuple(job.mine), work.vanished)
+    return work
+
+
+def _too_many(recorder: Recorder, policy: Policy) -> bool:
+    return policy.max_errors is not None and recorder.failures.total() > policy.max_errors
+
+
+def _summary(job: Job, work: Plan, recorder: Recorder, seconds: float, interrupted: int) -> RunReport:
+    recorded = [recorder.folder.ledger.entries[name] for name in (*work.kept, *recorder.seen)]
+    failures = manifest.failures(recorded)
+    records = recorder.folder.ledger.entries.values()
+    return RunReport(
+        done=len(recorded) - failures.total(),
+        failed=failures.total(),
+        skipped=len(work.kept) + len(work.todo) - len(recorded),
+        seconds=seconds,
+        out=str(job.out),
+        exit_code=interrupted or (1 if failures else 0),
+        failures=dict(sorted(failures.items())),
+        kept=len(work.kept),
+        vanished=len(work.vanished),
+        foreign=sum(entry.fingerprint != recorder.fingerprint for entry in records),
+    )
+
+
+def _settings(job: Job, engine: Engine, layers: Sequence[TargetLayer], started: datetime) -> dict[str, Any]:
+    """What is known of a run before it begins."""
+    model, config = engine.model, job.config.model_dump(mode="json")
+    taps = [[asdict(tap) for tap in layer.taps] for layer in layers]
+    preprocess = asdict(model.preprocess)
+    who = identity(config, model.weights_sha256, model.labels, taps, preprocess, report.SCHEMA_VERSION)
+    found = {
+        "schema_version": manifest.VERSION,
+        "started": started.isoformat(timespec="seconds"),
+        "fingerprint": fingerprint(who),
+        "identity": who,
+        "config": config,
+        "inputs": manifest.listing(job.items, job.asked),
+        "model": {
+            "source": model.source,
+            "name": model.name,
+            "weights": model.weights,
+            "weights_sha256": model.weights_sha256,
+            "classes": len(model.labels),
+            "activation": model.activation,
+        },
+        "input": preprocess,
+        "layers": taps,
+        "device": str(engine.device),
+        "versions": versions(),
+    }
+    return {**found, "shard": manifest.part(job.items, job.shard)} if job.shard else found
 
 
 def candidates(config: RunConfig, offline: bool = False) -> list[Candidate]:
@@ -110,104 +191,3 @@ def device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"runtime.device: {name!r} is not to be had here: {reason}") from None
-
-
-class _Recorder:
-    """Writes each result's files, then its record, and counts."""
-
-    def __init__(self, config: RunConfig, engine: Engine, folder: RunDir) -> None:
-        self.config = config
-        self.layer = engine.layer
-        self.folder = folder
-        model = engine.model
-        self.preprocess = model.preprocess
-        self.model = report.ModelRecord(source=model.source, name=model.name, weights_sha256=model.weights_sha256)
-        self.full_range: dict[str, float] = {}
-        self.done = 0
-        self.failures: Counter[str] = Counter()
-
-    def record(self, stream: Stream, items: Sequence[Item], advance: Callable[[bool], None]) -> None:
-        """Run the stream to its end."""
-        if self.config.overlay.scale == "run":
-            outcomes = self._in_one_range(stream, items)
-        else:
-            outcomes = stream.outcomes(items, self._write)
-        for outcome in outcomes:
-            self._append(outcome)
-            advance(isinstance(outcome, Failure))
-
-    def _append(self, outcome: report.ImageRecord | Failure) -> None:
-        if isinstance(outcome, Failure):
-            self.failures[outcome.kind] += 1
-            self.folder.append(report.to_json(report.failure_record(outcome)))
-        else:
-            self.done += 1
-            self.folder.append(report.to_json(outcome))
-
-    def _in_one_range(self, stream: Stream, items: Sequence[Item]) -> Iterator[report.ImageRecord | Failure]:
-        """Explain everything, find each method's largest value, then read the pictures again to paint them."""
-        results: list[ImageResult] = []
-        for outcome in stream.outcomes(items, lambda result, picture: result):
-            if isinstance(outcome, Failure):
-                yield outcome
-            else:
-                results.append(outcome)
-        for heatmap in (heatmap for result in results for heatmap in result.heatmaps):
-            self.full_range[heatmap.method] = max(self.full_range.get(heatmap.method, 0.0), heatmap.raw_max)
-        with ThreadPoolExecutor(stream.threads) as pool:
-            yield from pool.map(self._write_again, results)
-
-    def _write_again(self, result: ImageResult) -> report.ImageRecord | Failure:
-        try:
-            return self._write(result, load_picture(Path(result.source), self.preprocess))
-        except ItemError as error:
-            return failure(Item(result.id, Path(result.source)), error)
-        except OSError as error:
-            return Failure(result.id, result.source, "write", type(error).__name__, str(error))
-
-    def _write(self, result: ImageResult, picture: Picture) -> report.ImageRecord:
-        files = maps.WRITERS[self.config.maps](result)
-        overlays = [overlay_name(result, heatmap, self.config.overlay) for heatmap in result.heatmaps]
-        record = report.image_record(result, self.model, self.layer, overlays, list(files))
-        for name, heatmap in zip(overlays, result.heatmaps, strict=True):
-            files[name] = overlay_bytes(picture, self._shown(heatmap), self.config.overlay)
-        if self.config.report:
-            files[f"reports/{result.id}.json"] = report.to_json(record, indent=2).encode() + b"\n"
-        for name, data in files.items():
-            self.folder.write(name, data)
-        return record
-
-    def _shown(self, heatmap: Heatmap) -> Heat:
-        """The heat that the colours stand for: scaled by the picture's own range, or by that of the run."""
-        top = self.full_range.get(heatmap.method, 0.0)
-        if heatmap.empty or top <= 0:
-            return heatmap.heat
-        low = max(heatmap.raw_min, 0.0)
-        return (heatmap.heat * (heatmap.raw_max - low) + low) / top
-
-
-def _manifest(
-    config: RunConfig, engine: Engine, layers: Sequence[TargetLayer], summary: RunReport, started: datetime
-) -> dict[str, Any]:
-    model = engine.model
-    return {
-        "schema_version": MANIFEST_VERSION,
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": summary.seconds,
-        "exit_code": summary.exit_code,
-        "counts": {"done": summary.done, "failed": summary.failed, "skipped": summary.skipped},
-        "failures": summary.failures,
-        "config": config.model_dump(mode="json"),
-        "model": {
-            "source": model.source,
-            "name": model.name,
-            "weights": model.weights,
-            "weights_sha256": model.weights_sha256,
-            "classes": len(model.labels),
-            "activation": model.activation,
-        },
-        "input": asdict(model.preprocess),
-        "layers": [[asdict(tap) for tap in layer.taps] for layer in layers],
-        "device": str(engine.device),
-        "versions": {name: version(name) for name in _LIBRARIES},
-    }

@@ -1,12 +1,15 @@
-"""How far a run is: a bar on a terminal, one line a minute in a log."""
+"""How far a run is: a bar on a terminal, one line a minute in a log, or JSON lines."""
 
 from __future__ import annotations
 
+import json
 import time
 from types import TracebackType
 from typing import TextIO
 
 from tqdm import tqdm
+
+from camcli.records import Failure
 
 LINE_SECONDS = 60.0
 
@@ -14,15 +17,12 @@ LINE_SECONDS = 60.0
 class Progress:
     """Counts records on `stream`; silent when `stream` is None."""
 
-    def __init__(self, total: int, stream: TextIO | None) -> None:
-        self.total = total
+    def __init__(self, stream: TextIO | None, as_json: bool = False) -> None:
         self.stream = stream
-        self.count = 0
-        self.failed = 0
-        on_terminal = stream is not None and stream.isatty()
-        self._bar = tqdm(total=total, unit="image", file=stream, dynamic_ncols=True, disable=not on_terminal)
-        self._lines = stream is not None and not on_terminal
+        self.as_json = as_json
+        self.total = self.count = self.kept = self.failed = 0
         self._start = self._last = time.monotonic()
+        self._bar: tqdm | None = None  # type: ignore[type-arg]
 
     def __enter__(self) -> Progress:
         return self
@@ -30,23 +30,41 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
-    def advance(self, failed: bool) -> None:
+    def begin(self, total: int, kept: int) -> None:
+        """`total` images, of which `kept` are there from an earlier run."""
+        self.total, self.count, self.kept = total, kept, kept
+        self._start = self._last = time.monotonic()
+        if self.stream is not None and self.stream.isatty() and not self.as_json:
+            self._bar = tqdm(total=total, initial=kept, unit="image", file=self.stream, dynamic_ncols=True)
+
+    def advance(self, failure: Failure | None) -> None:
         """One more record."""
         self.count += 1
-        self.failed += failed
-        self._bar.update()
-        if failed:
-            self._bar.set_postfix(failed=self.failed)
-        if self._lines and time.monotonic() - self._last >= LINE_SECONDS:
+        self.failed += failure is not None
+        if self._bar is not None:
+            self._bar.update()
+            if failure:
+                self._bar.set_postfix(failed=self.failed)
+        elif self.stream is not None:
+            self._log(failure)
+
+    def _log(self, failure: Failure | None) -> None:
+        if failure and self.as_json:
+            self._event("failed", id=failure.id, stage=failure.stage, kind=failure.kind, message=failure.message)
+        if time.monotonic() - self._last >= LINE_SECONDS:
             self._line()
 
     def _line(self) -> None:
         self._last = time.monotonic()
-        rate = self.count / (self._last - self._start)
-        print(
-            f"{self.count}/{self.total} images, {self.failed} failed, {rate:.1f} images/s",
-            file=self.stream,
-            flush=True,
-        )
+        rate = (self.count - self.kept) / (self._last - self._start)
+        if self.as_json:
+            self._event("progress", images=self.count, of=self.total, failed=self.failed, images_per_second=rate)
+        else:
+            text = f"{self.count}/{self.total} images, {self.failed} failed, {rate:.1f} images/s"
+            print(text, file=self.stream, flush=True)
+
+    def _event(self, event: str, **fields: object) -> None:
+        print(json.dumps({"event": event, **fields}), file=self.stream, flush=True)

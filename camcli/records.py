@@ -36,6 +36,15 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
+class FileState:
+    """What tells whether a file is still the same; sha256 is None where the file could not be read."""
+
+    bytes: int
+    mtime_ns: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the model says of one class: probability 0..1, logit without unit."""
 
@@ -77,6 +86,7 @@ class ImageResult:
     seen: Box
     top: tuple[Prediction, ...]
     heatmaps: tuple[Heatmap, ...]
+    file: FileState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +98,15 @@ class Failure:
     stage: Stage
     kind: str
     message: str
+    file: FileState | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """How a run ended."""
+    """How a run ended: done, failed and skipped add up to its pictures; kept of them are from an earlier run.
+
+    vanished: pictures of an earlier run whose files are gone. foreign: records that were made with another config.
+    """
 
     done: int
     failed: int
@@ -101,3 +115,6 @@ class RunReport:
     out: str
     exit_code: int
     failures: dict[str, int] = field(default_factory=dict)
+    kept: int = 0
+    vanished: int = 0
+    foreign: int = 0

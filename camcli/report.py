@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from camcli import geometry
-from camcli.records import Box, Failure, Heatmap, ImageResult, Prediction, Stage
+from camcli.records import Box, Failure, FileState, Heatmap, ImageResult, Prediction, Stage
 
 SCHEMA_VERSION = 1
 _SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
@@ -43,6 +43,8 @@ class HeatmapRecord(_Record):
 
     method: str
     target: TargetRecord
+    against: TargetRecord | None = Field(None, description="The class that the target is contrasted with.")
+    signed: bool = Field(False, description="Negative heat speaks against the target: the map is -1..1, not 0..1.")
     overlay: str = Field(description="Path below the run folder.")
     raw_min: float = Field(description="Smallest value of the map before scaling.")
     raw_max: float = Field(description="Largest value of the map before scaling.")
@@ -61,6 +63,14 @@ class ModelRecord(_Record):
     weights_sha256: str | None = Field(description="null: random weights.")
 
 
+class FileRecord(_Record):
+    """The input file as it was read; a later run compares it."""
+
+    bytes: Index
+    mtime_ns: int
+    sha256: str | None
+
+
 class ImageRecord(_Record):
     """A picture that was explained."""
 
@@ -68,6 +78,9 @@ class ImageRecord(_Record):
     status: Literal["done"] = "done"
     id: str = Field(description="Path below the input root, forward slashes.")
     source: str = Field(description="The file that was read.")
+    input: FileRecord | None = Field(None, description="That file's size, time and hash.")
+    fingerprint: str = Field("", description="Of all settings that decide about the numbers and pixels here.")
+    files: dict[str, int] = Field({}, description="Size in bytes of each file written, by path below the run folder.")
     width: Size = Field(description="Pixels, after EXIF orientation.")
     height: Size = Field(description="Pixels, after EXIF orientation.")
     seen: Corners = Field(
@@ -78,6 +91,9 @@ class ImageRecord(_Record):
     top: list[RankedRecord]
     heatmaps: list[HeatmapRecord]
     maps: list[str] = Field(description="Raw map files below the run folder, empty unless asked for.")
+    grids: list[str] = Field(
+        [], description="Comparisons of all methods, below the run folder, empty unless asked for."
+    )
 
 
 class FailureRecord(_Record):
@@ -87,6 +103,8 @@ class FailureRecord(_Record):
     status: Literal["failed"] = "failed"
     id: str
     source: str
+    input: FileRecord | None = Field(None, description="The file's size, time and hash; null: there was none.")
+    fingerprint: str = Field("", description="Of the settings with which it failed.")
     stage: Stage
     kind: str = Field(description="Name of the error.")
     message: str
@@ -108,13 +126,14 @@ def to_json(record: BaseModel, indent: int | None = None) -> str:
 
 
 def image_record(
-    result: ImageResult, model: ModelRecord, layer: str, overlays: list[str], maps: list[str]
+    result: ImageResult, model: ModelRecord, layer: str, overlays: list[str], maps: list[str], grids: list[str]
 ) -> ImageRecord:
     """The record of one picture; `overlays` has one path for each of its heatmaps."""
     width, height = result.size
     return ImageRecord(
         id=result.id,
         source=result.source,
+        input=_file(result.file),
         width=width,
         height=height,
         seen=_corners(result.seen),
@@ -123,14 +142,32 @@ def image_record(
         top=[RankedRecord(rank=i, **_target(p)) for i, p in enumerate(result.top, start=1)],
         heatmaps=[_heatmap(h, o, result) for h, o in zip(result.heatmaps, overlays, strict=True)],
         maps=maps,
+        grids=grids,
     )
 
 
-def failure_record(failure: Failure) -> FailureRecord:
+def report_text(record: ImageRecord) -> bytes:
+    """The content of `reports/<id>.json`."""
+    return to_json(record, indent=2).encode() + b"\n"
+
+
+def sealed(record: ImageRecord, fingerprint: str, sizes: dict[str, int], own: str | None) -> ImageRecord:
+    """With the sizes of the files written for it; `own`, its report, holds its own size as well."""
+    size, found = 0, 1000
+    while own and size != found:
+        size = found
+        record = record.model_copy(update={"fingerprint": fingerprint, "files": {**sizes, own: size}})
+        found = len(report_text(record))
+    return record if own else record.model_copy(update={"fingerprint": fingerprint, "files": sizes})
+
+
+def failure_record(failure: Failure, fingerprint: str = "") -> FailureRecord:
     """The record of one picture that failed."""
     return FailureRecord(
         id=failure.id,
         source=failure.source,
+        input=_file(failure.file),
+        fingerprint=fingerprint,
         stage=failure.stage,
         kind=failure.kind,
         message=failure.message,
@@ -138,17 +175,24 @@ def failure_record(failure: Failure) -> FailureRecord:
 
 
 def _heatmap(heatmap: Heatmap, overlay: str, result: ImageResult) -> HeatmapRecord:
-    box = geometry.hot_box(heatmap.heat, result.seen, *result.size)
+    evidence = heatmap.heat.clip(min=0)
+    box = geometry.hot_box(evidence, result.seen, *result.size)
     return HeatmapRecord(
         method=heatmap.method,
         target=TargetRecord(**_target(heatmap.target)),
+        against=TargetRecord(**_target(heatmap.against)) if heatmap.against else None,
+        signed=heatmap.signed,
         overlay=overlay,
         raw_min=heatmap.raw_min,
         raw_max=heatmap.raw_max,
         empty=heatmap.empty,
-        peak=geometry.peak(heatmap.heat, result.seen, *result.size),
+        peak=geometry.peak(evidence, result.seen, *result.size),
         box=_corners(box) if box else None,
     )
+
+
+def _file(state: FileState | None) -> FileRecord | None:
+    return FileRecord(bytes=state.bytes, mtime_ns=state.mtime_ns, sha256=state.sha256) if state else None
 
 
 def _target(prediction: Prediction) -> dict[str, Any]:

@@ -19,6 +19,9 @@ def chooser(config: TargetsConfig, labels: Sequence[str]) -> Chooser:
 
     Raises ConfigError for a class that the model does not have.
     """
+    if config.contrast is not None:
+        wanted = class_index(config.contrast[0], labels)
+        return lambda probabilities: [wanted]
     if config.classes is not None:
         listed = list(dict.fromkeys(class_index(c, labels) for c in config.classes))
         return lambda probabilities: listed
@@ -26,6 +29,16 @@ def chooser(config: TargetsConfig, labels: Sequence[str]) -> Chooser:
         threshold = config.above
         return lambda probabilities: [i for i in ranked(probabilities) if probabilities[i] >= threshold]
     return lambda probabilities: ranked(probabilities)[: config.top]
+
+
+def against(config: TargetsConfig, labels: Sequence[str]) -> int | None:
+    """The class that targets are contrasted with, if any; raises ConfigError for one that does not serve."""
+    if config.contrast is None:
+        return None
+    first, second = (class_index(c, labels) for c in config.contrast)
+    if first == second:
+        raise ConfigError(f"targets.contrast: {config.contrast} is twice the same class, {labels[first]!r}")
+    return second
 
 
 def ranked(probabilities: NDArray[np.float32]) -> list[int]:

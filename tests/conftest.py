@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,13 +19,16 @@ from camcli.cli import main
 from camcli.images import Preprocess
 from camcli.models import LoadedModel
 
+if TYPE_CHECKING:
+    from tests.driver import Driver
+
 REPO = Path(__file__).parents[1]
 SHAPES = REPO / "sample_images" / "shapes"
 PHOTOS = REPO / "sample_images" / "photos"
 # Real ImageNet weights, used where a developer keeps them beside the checkout; see tests/test_real_weights.py.
 REAL_WEIGHTS = REPO.parent / "shared" / "weights"
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,15 @@ def camcli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
         return Ended(code if isinstance(code, int) else 0 if code is None else 1, out, err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def driver() -> Iterator[Driver]:
+    """Runs the command line in children that may be killed."""
+    from tests.driver import Driver
+
+    with Driver() as found:
+        yield found
 
 
 class RedDetector(nn.Module):

@@ -42,12 +42,12 @@ NETS = {
     for net in (
         Net("squeezenet1_0", 128, "features.12"),
         Net("resnet18", 128, "layer4"),
-        Net("resnet50", 128, "layer4"),
+        Net("resnet50", 96, "layer4"),
         Net("vgg16", 96, "features.29"),
-        Net("densenet121", 128, "features.denseblock4"),
-        Net("mobilenet_v3_large", 128, "features.16"),
-        Net("convnext_tiny", 128, "features.7"),
-        Net("swin_t", 128, "features.7", "nhwc"),
+        Net("densenet121", 96, "features.denseblock4"),
+        Net("mobilenet_v3_large", 96, "features.16"),
+        Net("convnext_tiny", 96, "features.7"),
+        Net("swin_t", 96, "norm", "nhwc"),
         Net("vit_b_16", 96, "encoder.layers.encoder_layer_11.ln_1", "tokens", 1),
     )
 }
@@ -72,6 +72,8 @@ def calibrated(module: nn.Module, batch: Tensor) -> nn.Module:
     for name, parameter in module.named_parameters():
         if "layer_scale" in name:
             nn.init.constant_(parameter, 0.5)
+        elif name.endswith("weight") and not parameter.any():
+            nn.init.normal_(parameter)
     module.train().requires_grad_(False)
     for child in module.modules():
         if isinstance(child, nn.Dropout) or type(child).__name__ == "StochasticDepth":

@@ -18,12 +18,11 @@ Array = NDArray[np.float32]
 
 
 def correlation(a: Array, b: Array) -> float:
-    """Pearson, over all cells; two constant maps agree."""
+    """Pearson, over all cells; not a number where a map is constant, so that nothing is proved by empty maps."""
     x, y = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
     x, y = x - x.mean(), y - y.mean()
-    if not x.any() or not y.any():
-        return float(x.any() == y.any())
-    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+    norm = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / norm) if norm else float("nan")
 
 
 def shown(raw: Tensor, side: int) -> Array:
@@ -88,7 +87,7 @@ def score_cam(module: nn.Module, maps: Tensor, x: Tensor, target: int) -> Tensor
     scores = torch.zeros(maps.shape[:2])
     with torch.no_grad():
         for b, c in np.ndindex(*maps.shape[:2]):
-            mask = nn.UpsamplingBilinear2d(x.shape[-2:])(maps[b : b + 1, c : c + 1])
+            mask = nn.UpsamplingBilinear2d((x.shape[-2], x.shape[-1]))(maps[b : b + 1, c : c + 1])
             mask = (mask - mask.min()) / (mask.max() - mask.min() + 1e-8)
             scores[b, c] = module(x[b : b + 1] * mask)[0, target]
     return (scores.softmax(1)[:, :, None, None] * maps).sum(1)
@@ -105,7 +104,7 @@ def first_component(parts: Tensor) -> Tensor:
 
 
 def full_gradient(module: nn.Module, reshape: Reshape | None, x: Tensor, target: int) -> Tensor:
-    """[B,H,W]: |x dx| and |b db| over conv, linear and normalisation modules, channel by channel, resized one by one."""
+    """[B,H,W]: |x dx| and |b db| over conv, linear and normalisation modules, each channel for itself."""
     met: list[tuple[nn.Module, Tensor]] = []
 
     def keep(child: nn.Module, args: object, output: Tensor) -> Tensor:

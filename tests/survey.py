@@ -90,7 +90,7 @@ def classifies(module: nn.Module, size: tuple[int, int]) -> bool:
 def described(layer: TargetLayer) -> tuple[str, str, str, str]:
     """Path, layout, grid and prefix as the table shows them."""
     layouts = [tap.layout for tap in layer.taps]
-    kinds = [layout.kind + ("^T" if layout.transposed else "") for layout in layouts]
+    kinds = [layout.kind for layout in layouts]
     grids = [f"{layout.grid[0]}x{layout.grid[1]}" for layout in layouts]
     prefixes = [str(layout.prefix) if layout.kind == "tokens" else "" for layout in layouts]
     return layer.name, " + ".join(kinds), " + ".join(grids), " + ".join(filter(None, prefixes))
@@ -148,16 +148,17 @@ def names(source: str, pattern: str) -> Iterator[str]:
         known = model_source(source).names()
         yield from fnmatch.filter(known, pattern or "*")
     else:
-        yield from filter(None, map(smallest, timm.list_modules()))
+        yield from map(smallest, timm.list_modules())
 
 
-def smallest(family: str) -> str | None:
-    """The architecture of a timm module that has the fewest parameters, or None where all are empty."""
-    sizes: dict[str, int] = {}
+def smallest(family: str) -> str:
+    """The architecture of a timm module that has the fewest parameters, with a classifier if any has one."""
+    sizes: dict[str, tuple[bool, int]] = {}
     for name in timm.list_models(module=family):
         with torch.device("meta"):
-            sizes[name] = parameters(timm.create_model(name))
-    return min(sizes, key=lambda name: sizes[name], default=None)
+            module = timm.create_model(name)
+        sizes[name] = getattr(module, "num_classes", 0) == 0, parameters(module)
+    return min(sizes, key=lambda name: sizes[name])
 
 
 def write(rows: Sequence[Row], file: Path) -> None:

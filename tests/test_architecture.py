@@ -16,12 +16,16 @@ ROWS = (
     ("records",),
     ("errors",),
     ("registry",),
-    ("geometry", "config", "storage", "progress", "interrupt", "demo"),
+    (
+        *("geometry", "config", "storage", "progress", "interrupt", "demo"),
+        *("shard", "fingerprint", "ledger", "labels", "versions"),
+    ),
     ("configfile", "rundir", "inputs", "images", "layers", "methods", "report", "render", "targets"),
-    ("models", "writers"),
+    ("models", "writers", "resume", "manifest"),
     ("engine",),
     ("stream",),
-    ("pipeline",),
+    ("recorder", "job", "merge"),
+    ("pipeline", "doctor", "junit", "status", "console"),
     ("cli",),
     ("__main__",),
 )
@@ -54,7 +58,7 @@ def test_imports_go_up(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["run", "--help"], ["config", "schema"], ["schema", "report"], ["config", "show"]],
+    [["--help"], ["run", "--help"], ["config", "schema"], ["schema", "report"], ["config", "show"], ["status", "--help"]],
     ids=" ".join,
 )
 def test_light_commands_do_not_import_torch(words: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,14 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
-from camcli.config import InputConfig, ModelConfig
+from camcli.config import InputConfig, Interpolation, ModelConfig
 from camcli.errors import ItemError
 from camcli.images import Preprocess, decode, load_picture, model_input
 from camcli.models import model_source
 from camcli.records import Box
 from tests.conftest import save_picture
 
-SIZES = [(640, 427), (300, 451), (500, 375), (225, 224), (97, 61), (1600, 90), (33, 900)]
+SIZES = [(640, 427), (300, 451), (500, 375), (225, 224), (97, 61), (1600, 90), (33, 900), (4000, 3000)]
 PLAIN = Preprocess((64, 64), (64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", "center")
 
 
@@ -56,6 +57,17 @@ def test_input_agrees_with_timm(tmp_path: Path, name: str, size: tuple[int, int]
     steps = timm.data.create_transform(**data).transforms
     theirs = steps[1](steps[0](image))
     assert pixels_apart(ours, theirs) <= 2
+
+
+@pytest.mark.parametrize("filter_", ["bilinear", "bicubic", "lanczos"])
+def test_a_large_noisy_photograph_is_resized_within_two_levels(filter_: Interpolation) -> None:
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).resize((4000, 3000))
+    noise = rng.integers(-40, 41, (3000, 4000, 3), dtype=np.int16)
+    image = Image.fromarray((np.asarray(smooth, dtype=np.int16) + noise).clip(0, 255).astype(np.uint8))
+    ours, box = model_input(image, replace(PLAIN, size=(224, 224), resize=(256, 256), interpolation=filter_))
+    resample = Image.Resampling[filter_.upper()]
+    assert pixels_apart(ours, image.resize((224, 224), resample, (box.x0, box.y0, box.x1, box.y1))) <= 2
 
 
 def test_padding_keeps_the_whole_picture_and_its_ratio(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ ARCHS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet": ("test_resnet", {"output_stride": 8}),
     "vit": (
         "vit_tiny_patch16_224",
-        {"img_size": 128, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
+        {"img_size": 128, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 2},
     ),
     "swin": (
         "swin_tiny_patch4_window7_224",

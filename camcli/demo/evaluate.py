@@ -1,7 +1,7 @@
 """Measures the embedded model on scenes that training never saw.
 
     python -m camcli.demo.evaluate --scenes 1000 --seed 1 --json
-    python -m camcli.demo.evaluate --arch vit --weights tests/weights/vit.safetensors
+    python -m camcli.demo.evaluate --weights tests/weights/vit.safetensors
 
 present         share of the shapes in the pictures that are scored above 0.5
 absent          share of the shapes not in the pictures that are scored below 0.5
@@ -49,11 +49,11 @@ class Quality:
     pointing_game: float
 
 
-def evaluate(scenes: int = 1000, seed: int = 1, arch: str = "resnet", weights: Path = WEIGHTS) -> Quality:
+def evaluate(scenes: int = 1000, seed: int = 1, weights: Path = WEIGHTS) -> Quality:
     """The quality of `weights` on the first `scenes` pictures of `seed`; ValueError if training used that seed."""
-    if trained_on(weights) == seed:
+    if training(weights)["seed"] == str(seed):
         raise ValueError(f"{weights} was trained on scenes of seed {seed}; choose another")
-    model = load(arch, weights)
+    model = load(weights)
     engine = Engine(model, [resolve_layer(model.module, (SIZE, SIZE))], [METHODS.get("gradcam")])
     present, absent, hits = [], [], []
     for drawn, maps in _explained(engine, scenes, seed):
@@ -69,15 +69,15 @@ def evaluate(scenes: int = 1000, seed: int = 1, arch: str = "resnet", weights: P
     return Quality(scenes, seed, len(hits), *shares)
 
 
-def trained_on(weights: Path) -> int:
-    """The seed of the scenes that made `weights`, from the file's metadata."""
+def training(weights: Path) -> dict[str, str]:
+    """How `weights` were made: arch, seed, scenes and epochs, from the file's metadata."""
     with safe_open(weights, "numpy") as file:
-        return int(file.metadata()["seed"])
+        return dict(file.metadata())
 
 
-def load(arch: str, weights: Path) -> LoadedModel:
-    """The network of `arch` with `weights`, as any other timm model is loaded."""
-    name, kwargs = ARCHS[arch]
+def load(weights: Path) -> LoadedModel:
+    """The network of `weights`, as any other timm model is loaded."""
+    name, kwargs = ARCHS[training(weights)["arch"]]
     config = ModelConfig(
         source="timm", name=name, weights=str(weights), kwargs=kwargs, num_classes=len(LABELS), activation="sigmoid"
     )
@@ -110,11 +110,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--arch", choices=ARCHS, default="resnet")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     args = parser.parse_args()
-    quality = evaluate(args.scenes, args.seed, args.arch, args.weights)
+    quality = evaluate(args.scenes, args.seed, args.weights)
     print(json.dumps(asdict(quality)) if args.json else report(quality))
 
 

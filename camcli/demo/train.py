@@ -23,20 +23,23 @@ import timm
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+from timm.layers import set_fused_attn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camcli.demo import ARCHS, LABELS, MEAN, SIZE, STD, WEIGHTS
+from camcli.demo import ARCHS, LABELS, MEAN, SIZE, STD
+from camcli.demo.evaluate import evaluate, report
 from camcli.demo.scenes import scene
 
 BATCH = 32
 CELL = 4
-RATE = {"resnet": 3e-3, "vit": 1e-3, "swin": 1.5e-3}
+RATE = {"resnet": 3e-3, "vit": 1.5e-3, "swin": 1.5e-3}
 
 
 def train(arch: str, scenes: int, epochs: int, seed: int) -> Any:
     """A network of `arch` that has seen the first `scenes` pictures of `seed` `epochs` times."""
     torch.manual_seed(seed)
+    set_fused_attn(False)  # the plain form is a third faster in bfloat16 on a CPU
     model = build(arch).to(memory_format=torch.channels_last).train()
     cell_head = nn.Linear(model.num_features, len(LABELS) + 1)
     weights = [*model.parameters(), *cell_head.parameters()]
@@ -140,15 +143,19 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", choices=ARCHS, default="resnet")
-    parser.add_argument("--scenes", type=int, default=20_000)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--scenes", type=int, default=16_000)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=20_240_607)
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, help="default: ARCH.safetensors")
     args = parser.parse_args()
+    out = args.out or Path(f"{args.arch}.safetensors")
     start = time.perf_counter()
     model = train(args.arch, args.scenes, args.epochs, args.seed)
-    save(model, args.out, arch=args.arch, seed=args.seed, scenes=args.scenes, epochs=args.epochs)
-    print(f"seed {args.seed}: {time.perf_counter() - start:.0f} s, {args.out}")
+    save(model, out, arch=args.arch, seed=args.seed, scenes=args.scenes, epochs=args.epochs)
+    seconds = time.perf_counter() - start
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{out}: {count:,} parameters, seed {args.seed}, {seconds:.0f} s on {torch.get_num_threads()} threads")
+    print(report(evaluate(seed=args.seed + 1, weights=out)))
 
 
 if __name__ == "__main__":

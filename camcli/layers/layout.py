@@ -12,16 +12,11 @@ LayoutKind = Literal["nchw", "nhwc", "tokens"]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Reads [B,C,h,w], [B,h,w,C] or [B,prefix+h*w+rest,C] as [B,C,h,w].
-
-    grid: rows and columns of the result.
-    transposed: the tensor holds columns before rows.
-    """
+    """Reads [B,C,h,w], [B,h,w,C] or [B,prefix+h*w+rest,C] as [B,C,h,w]; grid is (h, w)."""
 
     kind: LayoutKind
     grid: tuple[int, int]
     prefix: int = 0
-    transposed: bool = False
 
     @property
     def channel_axis(self) -> int:
@@ -30,18 +25,13 @@ class Layout:
 
     def to_maps(self, activation: Tensor) -> Tensor:
         """[B,C,h,w] view of `activation`."""
-        maps = self._as_stored(activation)
-        return maps.transpose(2, 3) if self.transposed else maps
-
-    def _as_stored(self, activation: Tensor) -> Tensor:
-        """[B,C,first,second]: the two spatial axes in the tensor's own order."""
         if self.kind == "nchw":
             return activation
         if self.kind == "nhwc":
             return activation.permute(0, 3, 1, 2)
-        first, second = self.grid[::-1] if self.transposed else self.grid
-        cells = activation[:, self.prefix : self.prefix + first * second]
-        return cells.reshape(cells.shape[0], first, second, cells.shape[2]).permute(0, 3, 1, 2)
+        h, w = self.grid
+        cells = activation[:, self.prefix : self.prefix + h * w]
+        return cells.reshape(cells.shape[0], h, w, cells.shape[2]).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from camcli.layers.layout import Layout
 from camcli.layers.trace import Place, visiting
 
 PATCHES = 7
-ACCEPTED_Z = 3.3
+ACCEPTED_Z = 4.0
 COARSE = (7, 7)
 REJECTED_GAP = 3.0
 REJECTED_SIGN_Z = 2.5
@@ -101,18 +101,21 @@ class Probe:
         found = self.evidence.get(place, {})
         return max(found, key=lambda layout: found[layout].z, default=None)
 
-    def verdict(self, place: Place) -> Layout | None:
-        """The leading reading, if it is far above chance and no other comes near it."""
+    def verdict(self, place: Place, strict: bool = True) -> Layout | None:
+        """The leading reading, if it is far above chance and no other comes near it.
+
+        Not strict: readings of the same grid that start a token or two off may come near.
+        """
         best = self.leading(place)
-        if best is None:
+        if best is None or self.strength(place) < ACCEPTED_Z:
             return None
         found = self.evidence[place]
-        clear = all(found[best].beats(other) for layout, other in found.items() if layout != best)
-        return best if found[best].z > ACCEPTED_Z and clear else None
+        rivals = [other for other in found if other.grid != best.grid or other.kind != best.kind or strict]
+        return best if all(found[best].beats(found[other]) for other in rivals if other != best) else None
 
     def verdicts(self, places: Iterable[Place]) -> dict[Place, Layout]:
-        """The verdict on each of `places` that has one."""
-        found = {place: self.verdict(place) for place in places}
+        """The lenient verdict on each of `places` that has one."""
+        found = {place: self.verdict(place, strict=False) for place in places}
         return {place: layout for place, layout in found.items() if layout}
 
 
@@ -188,5 +191,5 @@ def values(module: nn.Module, size: Size, places: Sequence[Place]) -> dict[Place
 
 def like(module: nn.Module, inputs: Tensor) -> Tensor:
     """`inputs` on the device and in the precision of the module's parameters."""
-    anchor = next(module.parameters())
+    anchor = next(module.parameters(), inputs)
     return inputs.to(anchor.device, anchor.dtype)

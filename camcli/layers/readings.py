@@ -16,12 +16,11 @@ def readings(shape: tuple[int, ...], size: Size) -> list[Layout]:
 
 
 def _of_maps(shape: tuple[int, ...], size: Size) -> Iterator[Layout]:
-    """[C,a,b] and [a,b,C], straight and transposed."""
-    for kind, (a, b) in (("nchw", shape[1:]), ("nhwc", shape[:2])):
-        if _covers((a, b), size):
-            yield Layout(kind, (a, b))  # type: ignore[arg-type]
-        if _covers((b, a), size):
-            yield Layout(kind, (b, a), transposed=True)  # type: ignore[arg-type]
+    """[C,h,w] and [h,w,C]."""
+    if _covers((shape[1], shape[2]), size):
+        yield Layout("nchw", (shape[1], shape[2]))
+    if _covers((shape[0], shape[1]), size):
+        yield Layout("nhwc", (shape[0], shape[1]))
 
 
 def _of_tokens(count: int, size: Size) -> Iterator[Layout]:
@@ -30,7 +29,6 @@ def _of_tokens(count: int, size: Size) -> Iterator[Layout]:
         for grid in _grids(count - extra, size):
             for prefix in sorted({0, extra}, reverse=True):
                 yield Layout("tokens", grid, prefix)
-                yield Layout("tokens", grid, prefix, transposed=True)
 
 
 def _grids(count: int, size: Size) -> Iterator[Size]:

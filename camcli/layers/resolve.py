@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -10,13 +11,14 @@ from camcli.errors import LayerError
 from camcli.layers.awake import awake
 from camcli.layers.cuts import vertex
 from camcli.layers.layout import Layout, TargetLayer
-from camcli.layers.probe import pictures
+from camcli.layers.probe import COARSE, pictures
 from camcli.layers.readings import readings
 from camcli.layers.search import Search, Size
-from camcli.layers.trace import Output, undisturbed
+from camcli.layers.trace import Output, Place, undisturbed
 from camcli.registry import did_you_mean
 
-SURE_ROUNDS = 2
+LISTING_ROUNDS = 2
+NEAREST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class Candidate:
     """A tensor that a module returns and that may be a grid over the picture.
 
     shape: without the batch axis. layout: as the probe found it, None where it found none.
+    is_cut: the whole prediction flows through it.
     live: whether the gradient reaches nearly all cells, None without a layout.
     """
 
@@ -43,31 +46,42 @@ def resolve_layer(module: nn.Module, input_size: Size, path: str | None = None) 
     where no gradient arrives. Leaves the module as it was.
     """
     with undisturbed(module):
-        search = searched(module, input_size)
-        return automatic(search) if path is None else named(search, path)
+        search = _search(module, input_size)
+        return _automatic(search) if path is None else _named(search, path)
 
 
-def searched(module: nn.Module, size: Size) -> Search:
+def list_candidates(module: nn.Module, input_size: Size) -> list[Candidate]:
+    """Every tensor with the shape of a grid over the picture, in order of computation."""
+    with undisturbed(module):
+        search = _search(module, input_size)
+        found = search.best()
+        claims = {output.place: readings(output.shape, input_size) for output in search.outputs}
+        for _ in range(LISTING_ROUNDS):
+            search.probe.touch(claims, COARSE)
+        lives = {spot.place: spot.readings for spot in search.weigh(search.outputs)}
+        return [_candidate(search, output, lives.get(output.place, ()), found) for output in search.outputs]
+
+
+def _search(module: nn.Module, size: Size) -> Search:
     """A search in the module, or in a copy of an untrained one through which signals flow."""
     return Search(awake(module, pictures(module, size)), size)
 
 
-def automatic(search: Search) -> TargetLayer:
-    """The best layer; raises LayerError where the model has none."""
+def _automatic(search: Search) -> TargetLayer:
     if found := search.best():
         return found
     raise LayerError(
         "no layer of this model is read as a grid over the picture with the whole prediction behind it; "
-        "name one with `layer: PATH`"
+        "set `layer: PATH` to one that you trust"
     )
 
 
-def named(search: Search, path: str) -> TargetLayer:
+def _named(search: Search, path: str) -> TargetLayer:
     """The last tensor that the module at `path` returns and that serves, even if the prediction goes around it."""
     here = _outputs_at(search, path)
     fits = [output for output in here if readings(output.shape, search.size)]
     if not fits:
-        shapes = ", ".join(str([1, *output.shape]) for output in here) or "no tensor behind the prediction"
+        shapes = ", ".join(str([1, *output.shape]) for output in here) or "nothing that the prediction depends on"
         raise LayerError(f"layer {path!r} has no spatial layout (it returns {shapes}); {_advice(search)}")
     spots = search.weigh(fits[::-1])
     if not spots:
@@ -88,27 +102,23 @@ def _outputs_at(search: Search, path: str) -> list[Output]:
 
 
 def _advice(search: Search) -> str:
-    """What to set instead."""
+    """What to set instead: the automatic choice, and the cuts before it."""
     found = search.best()
-    return f"set `layer: {found.taps[0].path}` or `layer: auto`" if found else "name another with `layer: PATH`"
+    if found is None:
+        return "and no other layer of this model serves"
+    paths = [tap.path for tap in found.taps] + [output.place.path for output in search.cuts]
+    return f"set `layer: auto` or one of {', '.join(list(dict.fromkeys(paths))[:NEAREST])}"
 
 
-def list_candidates(module: nn.Module, input_size: Size) -> list[Candidate]:
-    """Every tensor with the shape of a grid over the picture, in order of computation."""
-    with undisturbed(module):
-        search = searched(module, input_size)
-        found = search.best()
-        chosen = {(tap.path, tap.call, tap.item) for tap in found.taps} if found else set()
-        cuts = set(search.cut_vertices)
-        claims = {output.place: readings(output.shape, input_size) for output in search.outputs}
-        for _ in range(SURE_ROUNDS):
-            search.probe.touch(claims, (7, 7))
-        lives = {spot.place: spot.readings for spot in search.weigh(search.outputs)}
-        rows = []
-        for output in search.outputs:
-            place, layout = output.place, search.probe.verdict(output.place)
-            live = layout in lives.get(place, ()) if layout else None
-            is_chosen = (place.path, place.call, place.item) in chosen
-            is_cut = vertex(output.edge) in cuts
-            rows.append(Candidate(place.path, output.type, output.shape, layout, is_cut, live, is_chosen))
-        return rows
+def _candidate(search: Search, output: Output, lives: Sequence[Layout], found: TargetLayer | None) -> Candidate:
+    layout = search.probe.verdicts([output.place]).get(output.place)
+    chosen = [Place(tap.path, tap.call, tap.item) for tap in found.taps] if found else []
+    return Candidate(
+        path=output.place.path,
+        type=output.type,
+        shape=output.shape,
+        layout=layout,
+        is_cut=vertex(output.edge) in search.cut_vertices,
+        live=layout in lives if layout else None,
+        chosen=output.place in chosen,
+    )

@@ -93,20 +93,12 @@ class Search:
         return self.probe.verdicts(claims)
 
     def best(self) -> TargetLayer | None:
-        """The last cut; where that comes too early, several tensors that cut together, if there are any."""
+        """The last cut; where the live ones end too early, several tensors that cut together, if there are any."""
         alone = self.last()
-        if alone and self._is_late(alone):
+        late = [output for output in self.cuts if self.outputs.index(output) > LATE * len(self.outputs)]
+        if self.weigh(late):
             return alone
         return self.together(alone) or alone
-
-    def _is_late(self, layer: TargetLayer) -> bool:
-        return self._index(layer) > LATE * len(self.outputs)
-
-    def _index(self, layer: TargetLayer) -> int:
-        """Of the layer's first tensor among the outputs."""
-        tap = layer.taps[0]
-        place = Place(tap.path, tap.call, tap.item)
-        return next(i for i, output in enumerate(self.outputs) if output.place == place)
 
     def last(self) -> TargetLayer | None:
         """The last live cut with a verified layout, moved to where its values or its gradient gather."""
@@ -129,7 +121,8 @@ class Search:
 
     def _refined(self, spot: Spot, layout: Layout, layouts: Mapping[Place, Layout]) -> Tap:
         """Where the same values stand first, else a later tensor that all the cells' gradient passes."""
-        return self._earlier(spot, layout) or self._later([(spot, layout)], layouts) or spot.tap(layout)
+        alike = {place: other for place, other in layouts.items() if other == layout}
+        return self._earlier(spot, layout) or self._later([(spot, layout)], alike) or spot.tap(layout)
 
     def _earlier(self, spot: Spot, layout: Layout) -> Tap | None:
         """The first cut with the same cell values: before a permutation, a class token, an identity."""
@@ -159,9 +152,7 @@ class Search:
     def _passes(self, cut: Sequence[Verified], other: Spot) -> bool:
         """The gradient at `other`, taken back to the tensors of `cut`, is what their cells get in all."""
         edges = [spot.output.edge for spot, _ in cut]
-        back = torch.autograd.grad(
-            [other.output.edge], edges, [other.gradient], retain_graph=True, allow_unused=True
-        )
+        back = torch.autograd.grad([other.output.edge], edges, [other.gradient], retain_graph=True, allow_unused=True)
         return all(
             grad is not None and close(layout.to_maps(grad), layout.to_maps(spot.gradient))
             for grad, (spot, layout) in zip(back, cut, strict=True)
@@ -169,13 +160,13 @@ class Search:
 
     def together(self, alone: TargetLayer | None) -> TargetLayer | None:
         """The few tensors nearest to the logits that the prediction flows through only together."""
-        first = 1 + self._index(alone) if alone else 0
+        taken = [Place(tap.path, tap.call, tap.item) for tap in alone.taps] if alone else []
+        first = max((index + 1 for index, output in enumerate(self.outputs) if output.place in taken), default=0)
         spots = self.weigh([output for output in self.outputs[first:] if output not in self.cuts])
         cut = self._checked_cut([spot for spot in spots if spot.output.type != "Linear"]) or self._checked_cut(spots)
         if not cut:
             return None
-        followers = self.weigh(self._followers([spot for spot, _ in cut]))
-        later = self._later(cut, self._measured(followers)) if followers else None
+        later = self._later(cut, self._measured(self.weigh(self._followers([spot for spot, _ in cut]))))
         return TargetLayer((later,) if later else tuple(spot.tap(layout) for spot, layout in cut))
 
     def _checked_cut(self, spots: Sequence[Spot]) -> list[Verified]:
@@ -183,7 +174,7 @@ class Search:
         left = {spot.place: spot for spot in spots}
         for _ in range(MAX_TRIES):
             cut = self._latest_cut(list(left.values()))
-            layouts = self._measured(cut) if cut else {}
+            layouts = self._measured(cut)
             wrong = [spot.place for spot in cut if spot.place not in layouts]
             if not wrong:
                 return [(spot, layouts[spot.place]) for spot in cut]
@@ -202,11 +193,11 @@ class Search:
         return cut_from(failing - 1) if failing else []
 
     def _measured(self, spots: Sequence[Spot]) -> dict[Place, Layout]:
-        """The layouts that the probe finds with patches of each size of cell that occurs."""
-        claims = {spot.place: spot.readings for spot in spots}
-        for grid in list(dict.fromkeys(spot.readings[0].grid for spot in spots))[:MAX_ROUNDS]:
-            self.probe.touch(claims, grid)
-        return self.probe.verdicts(claims)
+        """The layouts that the probe finds when it settles each of `spots`."""
+        for index, spot in enumerate(spots):
+            if not self.probe.verdict(spot.place, strict=False):
+                self.verify([spot, *spots[:index], *spots[index + 1 :]])
+        return self.probe.verdicts(spot.place for spot in spots)
 
 
 def distinct(outputs: Iterable[Output]) -> list[Output]:

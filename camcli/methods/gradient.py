@@ -39,7 +39,7 @@ def hirescam(view: LayerView) -> Tensor:
     return view.gradients * view.activations
 
 
-@layer_method("layercam", NEEDS, COST, "https://ieeexplore.ieee.org/document/9462463")
+@layer_method("layercam", NEEDS, COST, "https://doi.org/10.1109/TIP.2021.3089943")
 def layercam(view: LayerView) -> Tensor:
     """relu(g_c) A_c: only where more activation raises the score."""
     return view.gradients.relu() * view.activations

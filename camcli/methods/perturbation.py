@@ -45,8 +45,7 @@ def masks(cells: Tensor, size: Sequence[int]) -> Tensor:
     "ablationcam",
     ("activations", "tail"),
     "1 forward of the tail per channel",
-    "https://openaccess.thecvf.com/content_WACV_2020/html/"
-    "Desai_Ablation-CAM_Visual_Explanations_for_Deep_Convolutional_Network_via_Gradient-free_WACV_2020_paper.html",
+    "https://doi.org/10.1109/WACV45572.2020.9093360",
 )
 def ablationcam(view: LayerView) -> Tensor:
     """(y - y without channel c) / |y| A_c: the paper divides by y, which turns the map around where y is negative."""

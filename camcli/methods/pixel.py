@@ -64,12 +64,13 @@ def integrated_gradients(batch: Batch, views: Sequence[LayerView]) -> Tensor:
 
 @pixel_method("smoothgrad", ("pixels",), "`samples` forwards and backwards", "https://arxiv.org/abs/1706.03825")
 def smoothgrad(batch: Batch, views: Sequence[LayerView]) -> Tensor:
-    """sum_rgb |mean over noise n of g(x + n)|; every picture meets the same noise."""
+    """sum_rgb |mean over noise n of g(x + n)|, capped at the 99th percentile; every picture meets the same noise."""
     x, noise = batch.inputs, torch.Generator().manual_seed(0)
     deviation = batch.options.noise * (x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True))
     samples = [torch.randn(x.shape[1:], generator=noise).to(x.device) for _ in range(batch.options.samples)]
     total = sum((batch.input_gradients(x + deviation * sample) for sample in samples), torch.zeros_like(x))
-    return (total / len(samples)).abs().sum(dim=1)
+    maps = (total / len(samples)).abs().sum(dim=1)
+    return maps.minimum(maps.flatten(1).quantile(0.99, dim=1)[:, None, None])
 
 
 @pixel_method("fullgrad", ("pixels",), "1 forward and backward", "https://arxiv.org/abs/1905.00780")

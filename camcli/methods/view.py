@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from camcli.config import OptionsConfig
-from camcli.layers import Layout
 from camcli.registry import Registry
+
+if TYPE_CHECKING:
+    from camcli.layers import Layout
 
 T = TypeVar("T")
 Need = Literal["activations", "gradients", "tail", "scores", "pixels"]
@@ -111,7 +114,8 @@ class Method:
 
     compute: raw maps before ReLU and scaling, for a method at layer resolution one for each layer, else one:
         [B,h,w], or [B,C,h,w] with the part of each channel, whose sum is the map.
-    cost: what a batch of one costs beside its forward pass. signed: negative values are shown, too.
+    cost: what a picture costs beside its forward pass. signed: negative values are shown, too.
+    formula: the first line of the function's docstring.
     """
 
     name: str
@@ -121,6 +125,7 @@ class Method:
     paper: str
     resolution: Resolution
     signed: bool
+    formula: str
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -133,7 +138,7 @@ def layer_method(name: str, needs: tuple[Need, ...], cost: str, paper: str) -> C
         def each(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
             return [compute(view) for view in views]
 
-        METHODS.add(name, Method(name, each, needs, cost, paper, "layer", signed=False))
+        METHODS.add(name, Method(name, each, needs, cost, paper, "layer", False, _formula(compute)))
         return compute
 
     return decorate
@@ -148,7 +153,11 @@ def pixel_method(
         def one(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
             return [compute(batch, views)]
 
-        METHODS.add(name, Method(name, one, needs, cost, paper, "pixel", signed))
+        METHODS.add(name, Method(name, one, needs, cost, paper, "pixel", signed, _formula(compute)))
         return compute
 
     return decorate
+
+
+def _formula(compute: Callable[..., Tensor]) -> str:
+    return (inspect.getdoc(compute) or "").partition("\n")[0]

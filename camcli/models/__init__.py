@@ -13,6 +13,7 @@ from torch import nn
 from camcli.config import InputConfig, ModelConfig, Source
 from camcli.errors import ConfigError, ModelError
 from camcli.images import Preprocess
+from camcli.labels import read_labels
 from camcli.models.loaded import Entry, LoadedModel
 from camcli.models.weights import sha256, short
 
@@ -71,11 +72,15 @@ def model_source(name: str) -> ModelSource:
 def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) -> LoadedModel:
     """The classifier of `config`, in eval mode and frozen, and how pictures become its input.
 
+    Random weights are the same ones each time, so that a run can be resumed.
     Raises ConfigError for what the user can set right and ModelError for weights that cannot be had.
     """
     source = model_source(config.source)
     file = _weights_file(source, config, offline)
-    module = source.build(config, file).eval().requires_grad_(False)
+    digest = _checked_hash(config, file)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = source.build(config, file).eval().requires_grad_(False)
     preprocess = source.preprocess(config, module).override(inputs)
     classes = _class_count(module, config.name, preprocess.size)
     default: Literal["softmax", "sigmoid"] = "sigmoid" if config.source == "demo" else "softmax"
@@ -87,8 +92,17 @@ def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) 
         config.activation or default,
         preprocess,
         str(file or "none"),
-        sha256(file) if file else None,
+        digest,
     )
+
+
+def _checked_hash(config: ModelConfig, file: Path | None) -> str | None:
+    """SHA-256 of the weights, before they are read; raises ModelError where the config names another."""
+    digest = sha256(file) if file else None
+    wanted = config.weights_sha256
+    if wanted is not None and digest != wanted.lower():
+        raise ModelError(f"{file or 'random weights'}: has SHA-256 {digest}, but model.weights_sha256 is {wanted}")
+    return digest
 
 
 def _class_count(module: nn.Module, name: str, size: tuple[int, int]) -> int:
@@ -120,16 +134,9 @@ def _weights_file(source: ModelSource, config: ModelConfig, offline: bool) -> Pa
 def _labels(source: ModelSource, config: ModelConfig, module: nn.Module, classes: int) -> tuple[str, ...]:
     """One for each class: the user's, the model's own, or class_17."""
     if config.labels:
-        labels = _read_labels(Path(config.labels).expanduser())
+        labels = read_labels(Path(config.labels).expanduser())
         if len(labels) != classes:
             raise ConfigError(f"model.labels: {config.labels} has {len(labels)} lines, the model {classes} classes")
         return labels
     own = source.labels(config, module) or ()
     return own if len(own) == classes else tuple(f"class_{i}" for i in range(classes))
-
-
-def _read_labels(file: Path) -> tuple[str, ...]:
-    try:
-        return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"model.labels: {file}: cannot be read: {error}") from None

@@ -14,7 +14,7 @@ MapFiles = dict[str, bytes]
 
 
 def npz(result: ImageResult) -> MapFiles:
-    """One archive with a float32 [h,w] array 0..1 for each heatmap, keyed `<method>.<class index>`."""
+    """One archive with a float32 [h,w] array, 0..1 or -1..1, for each heatmap, keyed `<method>.<class index>`."""
     buffer = io.BytesIO()
     arrays = {f"{h.method}.{h.target.index}": h.heat for h in result.heatmaps}
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
@@ -22,11 +22,12 @@ def npz(result: ImageResult) -> MapFiles:
 
 
 def png16(result: ImageResult) -> MapFiles:
-    """One 16-bit grey picture [h,w] for each heatmap, 0..1 as 0..65535."""
+    """One 16-bit grey picture [h,w] for each heatmap, 0..1 (signed maps: -1..1) as 0..65535."""
     files: MapFiles = {}
     for heatmap in result.heatmaps:
         buffer = io.BytesIO()
-        Image.fromarray(np.rint(heatmap.heat * 65535).astype(np.uint16)).save(buffer, "PNG")
+        unit = (heatmap.heat + 1) / 2 if heatmap.signed else heatmap.heat
+        Image.fromarray(np.rint(unit * 65535).astype(np.uint16)).save(buffer, "PNG")
         files[f"maps/{result.id}.{heatmap.method}.{heatmap.target.index}.png"] = buffer.getvalue()
     return files
 

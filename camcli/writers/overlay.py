@@ -11,29 +11,51 @@ from camcli import render
 from camcli.config import OverlayConfig
 from camcli.geometry import Heat
 from camcli.images import Picture
-from camcli.records import Box, Heatmap, ImageResult
+from camcli.records import Box, Heatmap, ImageResult, Prediction
 
 _PILLOW_NAMES = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
 def overlay_name(result: ImageResult, heatmap: Heatmap, config: OverlayConfig) -> str:
-    """Path below the run folder; the label is there for people, the index makes it unique."""
-    label = re.sub(r"[^a-z0-9]+", "-", heatmap.target.label.split(",")[0].lower()).strip("-")[:40]
-    target = f"{heatmap.target.index}-{label}" if label else str(heatmap.target.index)
-    return f"overlays/{result.id}.{heatmap.method}.{target}.{config.format}"
+    """Path below the run folder."""
+    return f"overlays/{result.id}.{heatmap.method}.{target_name(heatmap)}.{config.format}"
+
+
+def target_name(heatmap: Heatmap) -> str:
+    """The target as part of a file name."""
+    against = f"-not-{_class_name(heatmap.against)}" if heatmap.against else ""
+    return _class_name(heatmap.target) + against
+
+
+def _class_name(target: Prediction) -> str:
+    """The label is there for people, the index makes it unique."""
+    label = re.sub(r"[^a-z0-9]+", "-", target.label.split(",")[0].lower()).strip("-")[:40]
+    return f"{target.index}-{label}" if label else str(target.index)
 
 
 def overlay_bytes(picture: Picture, heat: Heat, config: OverlayConfig) -> bytes:
-    """The encoded overlay of `heat` [h,w], on the original picture or on the crop that the model saw."""
-    image, seen = picture.image, picture.seen
-    if config.size == "model":
-        image = Image.fromarray(picture.input)
-        seen = Box(0, 0, image.width, image.height)
-    painted = render.overlay(image, heat, seen, config.colormap, config.alpha)
-    return _encode(painted, config)
+    """The encoded overlay of `heat` [h,w] in 0..1."""
+    return encode(paint(picture, heat, config), config)
 
 
-def _encode(image: Image.Image, config: OverlayConfig) -> bytes:
+def paint(picture: Picture, heat: Heat, config: OverlayConfig, signed: bool = False) -> Image.Image:
+    """The overlay of `heat` [h,w], on the original picture or on the crop that the model saw."""
+    image, seen = canvas(picture, config)
+    if signed:
+        return render.signed_overlay(image, heat, seen, config.signed_colormap, config.alpha)
+    return render.overlay(image, heat, seen, config.colormap, config.alpha)
+
+
+def canvas(picture: Picture, config: OverlayConfig) -> tuple[Image.Image, Box]:
+    """What is painted on, and the box of it that the model saw."""
+    if config.size == "original":
+        return picture.image, picture.seen
+    image = Image.fromarray(picture.input)
+    return image, Box(0, 0, image.width, image.height)
+
+
+def encode(image: Image.Image, config: OverlayConfig) -> bytes:
+    """The file of `image`."""
     buffer = io.BytesIO()
     options = {"compress_level": 1} if config.format == "png" else {"quality": config.quality}
     image.save(buffer, _PILLOW_NAMES[config.format], **options)

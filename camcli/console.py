@@ -1,0 +1,196 @@
+"""What the command line prints: talk on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from camcli.config import RunConfig
+    from camcli.doctor import Diagnosis
+    from camcli.methods import Method
+    from camcli.models import Entry
+    from camcli.records import RunReport
+    from camcli.status import Standing
+
+
+class _Talk:
+    """How this process talks on standard error."""
+
+    as_json = False
+
+
+def talk_json() -> None:
+    """From now on every message on standard error is a JSON object on a line of its own."""
+    _Talk.as_json = True
+
+
+def talk_text() -> None:
+    """Messages for people, as at the start."""
+    _Talk.as_json = False
+
+
+def is_json() -> bool:
+    """Whether messages are JSON."""
+    return _Talk.as_json
+
+
+def say(text: str, event: str = "note", **fields: Any) -> None:
+    """A message on standard error; text has its control characters made visible."""
+    typer.echo(json.dumps({"event": event, "message": text, **fields}) if _Talk.as_json else visible(text), err=True)
+
+
+def visible(text: str) -> str:
+    """`text` without what a terminal would obey or hide; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def one_line(text: str) -> str:
+    """`visible`, and on one line: for names of files."""
+    return visible(text).replace("\n", "\\n")
+
+
+def print_json(value: Any) -> None:
+    """A result on standard output, ASCII only."""
+    typer.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+def announce(config: RunConfig, images: int) -> None:
+    """What is about to happen."""
+    model = config.model
+    say(f"{images} images, model {model.source}/{model.name}, layer {', '.join(config.layer)}")
+    if model.weights == "none":
+        say("warning: model.weights is none, so the weights are random and the heatmaps mean nothing", "warning")
+
+
+def print_plan(ids: list[str], out: Path, as_json: bool) -> None:
+    """The images of a dry run."""
+    if as_json:
+        print_json({"images": ids, "out": str(out)})
+        return
+    for name in ids:
+        say(one_line(name))
+    say(f"{len(ids)} images would be explained into {out}")
+
+
+def print_summary(report: RunReport, settled: bool) -> None:
+    """How a run ended; settled: there was nothing to do."""
+    if _Talk.as_json:
+        say("nothing to do" if settled else "ended", "summary", **asdict(report))
+        return
+    if report.vanished:
+        say(f"{report.vanished} images of an earlier run are gone, and their records with them; their heatmaps stay")
+    if report.foreign:
+        say(f"warning: {report.foreign} of the records were made with another config")
+    if settled:
+        say(f"nothing to do: all {report.kept} images are recorded")
+    if settled and report.failed:
+        say(f"{report.failed} of them failed ({_by_kind(report)}); --retry-failed tries them again")
+    if not settled:
+        _print_counts(report)
+
+
+def _by_kind(report: RunReport) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in report.failures.items())
+
+
+def _print_counts(report: RunReport) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    new = report.done + report.failed - report.kept
+    table.add_row("explained", str(report.done), f"{new / report.seconds:.1f} images/s" if report.seconds else "")
+    table.add_row("failed", str(report.failed), escape(_by_kind(report)))
+    if report.kept:
+        table.add_row("kept", str(report.kept), "from an earlier run")
+    if report.skipped:
+        table.add_row("not reached", str(report.skipped), "the same command goes on from here")
+    table.add_row("seconds", f"{report.seconds:.1f}", "")
+    Console(stderr=True).print(table)
+    say(f"{report.out}: overlays/, reports/, results.jsonl, run.json")
+
+
+def print_status(found: Standing) -> None:
+    """How a run folder stands, and how to go on."""
+    typer.echo(visible(f"{found.out}: {found.run}"))
+    for name in ("done", "failed", "missing", "changed", "damaged", "vanished"):
+        ids = getattr(found, name)
+        kinds = ", ".join(f"{n} {kind}" for kind, n in found.failures.items()) if name == "failed" else ""
+        examples = "" if name == "done" else ", ".join(one_line(i) for i in ids[:3]) + (", …" if len(ids) > 3 else "")
+        typer.echo(f"{name:9} {len(ids):7}  {'  '.join(filter(None, (kinds, examples)))}".rstrip())
+    if not found.listed:
+        typer.echo(f"the inputs cannot be listed again, so {found.unknown} images without a record are not named")
+    if found.todo or found.unknown or found.vanished:
+        typer.echo("to go on: the same `camcli run` again" + ("; --retry-failed for the failed" * bool(found.failed)))
+    elif found.failed:
+        typer.echo("to try the failed ones again: the same `camcli run` with --retry-failed")
+
+
+def print_diagnosis(found: Diagnosis) -> None:
+    """What the doctor found."""
+    for name, version in found.versions.items():
+        typer.echo(f"{name:12} {version}")
+    for name, about in found.devices.items():
+        typer.echo(f"{name:12} {about}")
+    for name, (folder, size) in found.caches.items():
+        typer.echo(visible(f"{name + ' cache':18} {folder}, {size / 2**20:.0f} MiB"))
+    for name, value in found.check.items():
+        typer.echo(f"{name:12} {value:.1%}" if isinstance(value, float) else f"{name:12} {value}")
+    typer.echo("healthy" if found.healthy else "NOT healthy: the embedded model does not see what it should")
+
+
+def print_layers(found: list[dict[str, Any]]) -> None:
+    """The tree of `camcli layers`."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    tree = Tree("layers with a spatial layout, in the order of the forward pass")
+    for candidate in found:
+        text = escape(f"{candidate['path']}  {candidate['type']}  {candidate['shape']}  {candidate['layout']}")
+        tree.add(f"[bold green]{text}  <- chosen[/]" if candidate["chosen"] else text)
+    Console().print(tree)
+
+
+def print_concepts(found: Mapping[str, Any], out: Path) -> None:
+    """The concepts of a folder, what failed, and where the rest is."""
+    for concept in found["concepts"]:
+        raised = ", ".join(f"{c['label'].split(',')[0]} {c['raised']:+.2f}" for c in concept["classes"])
+        say(f"{concept['colour']}  {raised or 'raises no class'}")
+    for failure in found["failures"]:
+        say(f"failed: {one_line(failure['message'])}")
+    say(f"{out}: concepts.json, overlays/ of {len(found['images'])} images")
+
+
+def print_methods(found: Sequence[Method]) -> None:
+    """The table of `camcli methods`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("method", "needs", "cost", "paper", box=None, pad_edge=False)
+    for method in found:
+        table.add_row(method.name, ", ".join(method.needs), method.cost, method.paper)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def print_models(entries: Sequence[Entry]) -> None:
+    """The table of `camcli models`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "pretrained", "cached", "input", "parameters", box=None, pad_edge=False)
+    for entry in entries:
+        parameters = f"{entry.parameters / 1e6:.1f} M" if entry.parameters else ""
+        height, width = entry.input_size
+        yes = {True: "yes", False: "-"}
+        name = f"{entry.source}/{entry.name}"
+        table.add_row(name, yes[entry.pretrained], yes[entry.cached], f"{height}x{width}", parameters)
+    Console().print(table)

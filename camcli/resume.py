@@ -1,0 +1,105 @@
+"""What an earlier run into the same folder spares this one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from camcli.errors import ConfigError
+from camcli.fingerprint import SHORT, Identity, differences
+from camcli.inputs import Item, state_of
+from camcli.ledger import Entry, Ledger
+from camcli.records import FileState
+from camcli.rundir import Manifest
+
+Check = Literal["stat", "hash"]
+Verdict = Literal["done", "failed", "missing", "changed", "damaged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How to go about what is there.
+
+    check: whether an input is the same by its size and time, or by its hash. max_errors: new failures after which the
+    run stops, None for no limit.
+    """
+
+    fresh: bool = False
+    keep_going: bool = False
+    retry_failed: bool = False
+    check: Check = "stat"
+    max_errors: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """kept: ids whose records stand; todo: what is to be explained; vanished: ids of records whose input is gone."""
+
+    kept: tuple[str, ...]
+    todo: tuple[Item, ...]
+    vanished: tuple[str, ...]
+
+
+def plan(items: Sequence[Item], ledger: Ledger, out: Path, policy: Policy) -> Plan:
+    """What is left to do of `items`, given the records in `ledger`."""
+    stands = ("done",) if policy.retry_failed else ("done", "failed")
+    kept, todo = [], []
+    for item in items:
+        if verdict(item, ledger.entries.get(item.id), out, policy.check) in stands:
+            kept.append(item.id)
+        else:
+            todo.append(item)
+    return Plan(tuple(kept), tuple(todo), vanished(items, ledger))
+
+
+def vanished(items: Sequence[Item], ledger: Ledger) -> tuple[str, ...]:
+    """Ids of records of other pictures than `items`, whose files are gone; one that is only not asked for stays."""
+    asked = {item.id for item in items}
+    return tuple(e.id for e in ledger.entries.values() if e.id not in asked and not os.path.lexists(e.source))
+
+
+def verdict(item: Item, entry: Entry | None, out: Path, check: Check) -> Verdict:
+    """How `item` stands: `changed` means its input, `damaged` the files that were written for it."""
+    if entry is None:
+        return "missing"
+    if not _same(entry.file, item.path, check):
+        return "changed"
+    if not entry.done:
+        return "failed"
+    return "done" if all(_size(out / name) == size for name, size in entry.files.items()) else "damaged"
+
+
+def _same(before: FileState | None, path: Path, check: Check) -> bool:
+    by_hash = check == "hash" and before is not None and before.sha256 is not None
+    now = state_of(path, with_hash=by_hash)
+    if before is None or now is None:
+        return before is now
+    if by_hash:
+        return before.sha256 == now.sha256
+    return (before.bytes, before.mtime_ns) == (now.bytes, now.mtime_ns)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def refuse_another_config(
+    out: Path, ledger: Ledger, earlier: Manifest | None, identity: Identity, fingerprint: str
+) -> None:
+    """Raises ConfigError when `ledger` has records of another fingerprint."""
+    others = [e for e in ledger.entries.values() if e.fingerprint != fingerprint[:SHORT]]
+    if not others:
+        return
+    before = (earlier or {}).get("identity")
+    changes = differences(before, identity) if isinstance(before, dict) and before != identity else []
+    what = "".join(f"\n  {line}" for line in changes) or " another config"
+    raise ConfigError(
+        f"{out}: holds {len(others)} results that were made with{':' if changes else ''}{what}\n"
+        "--fresh starts over, --keep-going keeps them as they are, and another --out leaves them alone"
+    )

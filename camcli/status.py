@@ -1,0 +1,111 @@
+"""How a run folder stands against the images it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from camcli import manifest
+from camcli.errors import CamcliError, ConfigError
+from camcli.inputs import EXTENSIONS, Item, discover
+from camcli.ledger import Ledger, read_ledger
+from camcli.merge import shards_in
+from camcli.resume import Check, vanished, verdict
+from camcli.rundir import read_manifest, results_file
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a run is.
+
+    run: `finished`, `interrupted`, `stopped`, `running` (or killed), or of each part that is not finished.
+    done, failed, missing, changed (the input), damaged (the files written for it), vanished (the input is gone): ids.
+    failures: by kind. listed: whether the inputs could be listed again; otherwise only recorded images are known, and
+    unknown counts the others.
+    """
+
+    out: str
+    run: str
+    done: tuple[str, ...]
+    failed: tuple[str, ...]
+    missing: tuple[str, ...]
+    changed: tuple[str, ...]
+    damaged: tuple[str, ...]
+    vanished: tuple[str, ...]
+    failures: Mapping[str, int]
+    listed: bool
+    unknown: int
+
+    @property
+    def complete(self) -> bool:
+        """Every image is explained, and nothing is out of date."""
+        return not (self.failed or self.todo or self.vanished or self.unknown)
+
+    @property
+    def todo(self) -> int:
+        """Images that the same command would explain."""
+        return len(self.missing) + len(self.changed) + len(self.damaged)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return {**fields, "complete": self.complete}
+
+
+def inspect(out: Path, check: Check) -> Standing:
+    """How the run folder `out` stands; raises ConfigError where it is none."""
+    suffixes = _suffixes(out)
+    manifests = [read_manifest(out, suffix) or {} for suffix in suffixes]
+    ledger = Ledger()
+    for suffix in suffixes:
+        for entry in read_ledger(results_file(out, suffix)).entries.values():
+            ledger.add(entry)
+    inputs = manifests[0].get("inputs", {})
+    items = _items(inputs, out)
+    known = items if items is not None else [Item(e.id, Path(e.source)) for e in ledger.entries.values()]
+    verdicts: dict[str, list[str]] = {}
+    for item in known:
+        verdicts.setdefault(verdict(item, ledger.entries.get(item.id), out, check), []).append(item.id)
+    failed = verdicts.get("failed", [])
+    return Standing(
+        str(out),
+        _run_status(suffixes, manifests),
+        *(tuple(verdicts.get(name, ())) for name in ("done", "failed", "missing", "changed", "damaged")),
+        vanished(known, ledger),
+        dict(sorted(manifest.failures(ledger.entries[name] for name in failed).items())),
+        items is not None,
+        0 if items is not None else max(0, inputs.get("images", 0) - len(known)),
+    )
+
+
+def _suffixes(out: Path) -> list[str]:
+    """Of the whole run, else of all its parts that have begun."""
+    if read_manifest(out) is not None:
+        return [""]
+    found = [shard.suffix for shard in shards_in(out)]
+    if not found:
+        raise ConfigError(f"{out}: no run folder of camcli, for there is no run.json in it")
+    return found
+
+
+def _items(inputs: Mapping[str, Any], out: Path) -> list[Item] | None:
+    """The images that the run's own words name today, None where they cannot be listed again."""
+    names: Sequence[str] = inputs.get("names") or ()
+    if not names or any(name == "-" or name.startswith("@") for name in names):
+        return None
+    try:
+        return discover(names, inputs.get("ext") or EXTENSIONS, inputs.get("limit"), out)
+    except CamcliError:
+        return None
+
+
+def _run_status(suffixes: Sequence[str], manifests: Sequence[manifest.Manifest]) -> str:
+    if suffixes == [""]:
+        return str(manifests[0].get("status"))
+    unfinished = [s[1:] for s, m in zip(suffixes, manifests, strict=True) if m.get("status") != "finished"]
+    count = int(suffixes[0].rpartition("-")[2])
+    if unfinished:
+        return f"parts not finished: {', '.join(unfinished)}"
+    return f"{len(suffixes)} of {count} parts finished; `camcli merge` joins them"

@@ -1,0 +1,411 @@
+"""The automatic layer and its layout, against models whose answer is known by construction."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn import functional as F
+from torchvision.models.convnext import CNBlockConfig
+
+from camcli.errors import LayerError
+from camcli.layers import Layout, Tap, TargetLayer, list_candidates, resolve_layer
+from camcli.layers.cache import cache_directory, resolve_cached
+from camcli.layers.cuts import cut_points, smallest_cut, vertex
+from camcli.layers.readings import readings
+
+Size = tuple[int, int]
+CLASSES = 5
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models lose more to waiting threads than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    return module.eval().requires_grad_(False)
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch: Tensor = self.act(self.conv(x).add_(x))
+        return branch
+
+
+def cnn() -> nn.Module:
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 8, 4, stride=4)
+    stages = nn.Sequential(Residual(8), nn.Conv2d(8, 16, 2, stride=2), nn.BatchNorm2d(16), Residual(16))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES))
+    return frozen(nn.Sequential(stem, stages, head))
+
+
+def vit(size: Size = (64, 96), **kwargs: Any) -> nn.Module:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"patch_size": 16, "embed_dim": 48, "depth": 3, "num_heads": 3}
+    return frozen(VisionTransformer(img_size=size, num_classes=CLASSES, **shape, **kwargs))
+
+
+def swin() -> nn.Module:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"patch_size": 4, "window_size": 4, "embed_dim": 24, "depths": (1, 2), "num_heads": (2, 2)}
+    return frozen(SwinTransformer(img_size=64, num_classes=CLASSES, **shape))
+
+
+class Rearranged(nn.Module):
+    """Patches whose cells are moved about before any module returns them."""
+
+    def __init__(self, move: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(24, 3, 8, 8) / 14)
+        self.move = move
+        self.mix = nn.LayerNorm(24)
+        self.head = nn.Linear(24, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.move(F.conv2d(x, self.weight, stride=8)).flatten(2).transpose(1, 2)
+        logits: Tensor = self.head(self.mix(tokens).square().mean(1))
+        return logits
+
+
+class TwoBranches(nn.Module):
+    """Two streams at different strides that meet only in the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fine = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.GELU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.coarse = nn.Sequential(nn.Conv2d(3, 8, 16, stride=16), nn.GELU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.heads = nn.ModuleList(nn.Linear(8, CLASSES) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        streams = self.fine(x), self.coarse(x)
+        fine, coarse = (head(y.square().mean((2, 3))) for head, y in zip(self.heads, streams, strict=True))
+        return fine + coarse  # type: ignore[no-any-return]
+
+
+def shuffled(maps: Tensor) -> Tensor:
+    order = torch.randperm(maps.shape[2] * maps.shape[3], generator=torch.Generator().manual_seed(1))
+    return maps.flatten(2)[:, :, order].unflatten(2, maps.shape[2:])  # type: ignore[no-any-return, no-untyped-call]
+
+
+def gradient_through(module: nn.Module, size: Size, layer: TargetLayer) -> tuple[Tensor, Tensor]:
+    """The picture's gradient by way of the taps alone, and in full."""
+    picture = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        kept.append(output)
+        return output.clone()
+
+    hooks = [module.get_submodule(tap.path).register_forward_hook(keep) for tap in layer.taps]
+    logit = module(picture * 1).max()
+    for hook in hooks:
+        hook.remove()
+    at_taps = torch.autograd.grad(logit, kept, retain_graph=True)
+    (through,) = torch.autograd.grad(kept, picture, at_taps, retain_graph=True)
+    (full,) = torch.autograd.grad(logit, picture)
+    return through, full
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96), (96, 64)])
+def test_cnn_gives_its_last_stage(size: Size) -> None:
+    layer = resolve_layer(cnn(), size)
+    assert layer.taps == (Tap("1", Layout("nchw", (size[0] // 8, size[1] // 8))),)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "prefix"),
+    [
+        ({}, 1),
+        ({"reg_tokens": 4}, 5),
+        ({"reg_tokens": 1}, 2),
+    ],
+)
+def test_class_token_vit_gives_the_norm_before_the_last_attention(kwargs: dict[str, Any], prefix: int) -> None:
+    module = vit(**kwargs)
+    assert module.num_prefix_tokens == prefix
+    assert resolve_layer(module, (64, 96)).taps == (Tap("blocks.2.norm1", Layout("tokens", (4, 6), prefix)),)
+
+
+def test_pooling_vit_gives_its_last_tokens() -> None:
+    module = vit(class_token=False, global_pool="avg", fc_norm=False)
+    assert resolve_layer(module, (64, 96)).taps == (Tap("norm", Layout("tokens", (4, 6))),)
+
+
+def test_swin_is_read_with_channels_last() -> None:
+    assert resolve_layer(swin(), (64, 64)).taps == (Tap("norm", Layout("nhwc", (8, 8))),)
+
+
+@pytest.mark.parametrize(("build", "size"), [(cnn, (64, 96)), (swin, (64, 64)), (TwoBranches, (64, 64))])
+def test_the_whole_gradient_of_the_picture_goes_through_the_layer(build: Callable[[], nn.Module], size: Size) -> None:
+    module = frozen(build())
+    through, full = gradient_through(module, size, resolve_layer(module, size))
+    torch.testing.assert_close(through, full)
+
+
+def test_branches_that_meet_in_the_logits_are_cut_together() -> None:
+    layer = resolve_layer(frozen(TwoBranches()), (64, 96))
+    assert {tap.path: tap.layout.grid for tap in layer.taps} == {"fine": (8, 12), "coarse": (4, 6)}
+
+
+@pytest.mark.parametrize("move", [shuffled, lambda maps: maps.transpose(2, 3), lambda maps: maps.flip(2)])
+def test_a_grid_out_of_order_is_refused(move: Callable[[Tensor], Tensor]) -> None:
+    module = frozen(Rearranged(move))
+    with pytest.raises(LayerError, match="picture"):
+        resolve_layer(module, (64, 64))
+    with pytest.raises(LayerError, match="'mix' does not follow the picture's grid"):
+        resolve_layer(module, (64, 64), "mix")
+
+
+def test_the_same_grid_in_order_is_accepted() -> None:
+    layer = resolve_layer(frozen(Rearranged(lambda maps: maps)), (64, 64), "mix")
+    assert layer.taps == (Tap("mix", Layout("tokens", (8, 8))),)
+
+
+def test_a_dead_layer_is_refused_with_a_live_one_named() -> None:
+    with pytest.raises(LayerError, match=r"'blocks\.2' is dead.*layer: auto.*blocks\.2\.norm1"):
+        resolve_layer(vit(), (64, 96), "blocks.2")
+
+
+def test_a_layer_without_grid_is_refused_with_its_shape() -> None:
+    with pytest.raises(LayerError, match=r"'2\.0' has no spatial layout \(it returns \[1, 16, 1, 1\]\).*auto"):
+        resolve_layer(cnn(), (64, 64), "2.0")
+
+
+def test_an_unknown_layer_gets_suggestions() -> None:
+    with pytest.raises(LayerError, match=r"unknown layer 'blocks\.2\.norm', did you mean 'blocks\.2\.norm"):
+        resolve_layer(vit(), (64, 96), "blocks.2.norm")
+
+
+def test_a_model_without_logits_is_refused() -> None:
+    with pytest.raises(LayerError, match="logits"):
+        resolve_layer(frozen(nn.Sequential(nn.Conv2d(3, 4, 3))), (32, 32))
+
+
+def test_a_named_layer_may_have_a_way_around_it() -> None:
+    torch.manual_seed(0)
+    stages = [CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 1)]
+    module = frozen(torchvision.models.ConvNeXt(stages, num_classes=CLASSES))
+    layer = resolve_layer(module, (96, 64), "features.3.0.block.5")
+    assert layer.taps == (Tap("features.3.0.block.5", Layout("nhwc", (12, 8))),)
+
+
+def test_a_module_that_is_called_twice_gives_its_last_call() -> None:
+    torch.manual_seed(0)
+    twice = nn.Conv2d(8, 8, 3, padding=1)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(8 * 64, CLASSES))
+    module = frozen(nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), twice, nn.GELU(), twice, nn.Tanh(), head))
+    assert resolve_layer(module, (64, 64), "1").taps == (Tap("1", Layout("nchw", (8, 8)), call=1),)
+
+
+def test_the_answer_is_the_same_every_time() -> None:
+    module = vit()
+    torch.manual_seed(1)
+    first = resolve_layer(module, (64, 96))
+    torch.manual_seed(2)
+    assert resolve_layer(module, (64, 96)) == first
+
+
+def state(module: nn.Module) -> list[Any]:
+    """Everything that a search could disturb."""
+    flags = [(child.training, len(child._forward_hooks)) for child in module.modules()]
+    tensors = [
+        (tensor.clone(), tensor.requires_grad) for tensor in itertools.chain(module.parameters(), module.buffers())
+    ]
+    return [flags, tensors, torch.get_rng_state(), torch.is_grad_enabled()]
+
+
+@pytest.mark.parametrize("path", [None, "1.0.conv", "2.0", "nowhere"])
+def test_the_module_is_left_as_it_was(path: str | None) -> None:
+    module = cnn()
+    module[1][0].conv.weight.requires_grad_(True)  # type: ignore[index]
+    module[1][2].train()  # type: ignore[index]
+    nn.init.zeros_(module[1][3].conv.weight)  # type: ignore[index]
+    before = state(module)
+    if path in (None, "1.0.conv"):
+        resolve_layer(module, (64, 64), path)
+    else:
+        with pytest.raises(LayerError):
+            resolve_layer(module, (64, 64), path)
+    torch.testing.assert_close(state(module)[1:3], before[1:3], rtol=0, atol=0)
+    assert state(module)[0] == before[0]
+    assert state(module)[3] == before[3]
+
+
+def test_zero_initialised_weights_do_not_hide_the_last_layer() -> None:
+    module = vit(init_values=1e-6)
+    for name, parameter in module.named_parameters():
+        if name.endswith("ls1.gamma") or name == "head.weight":
+            nn.init.zeros_(parameter)
+    assert resolve_layer(module, (64, 96)).name == "blocks.2.norm1"
+
+
+def test_candidates_show_layout_cut_and_choice() -> None:
+    rows = {row.path: row for row in list_candidates(cnn(), (64, 64))}
+    assert [path for path, row in rows.items() if row.chosen] == ["1"]
+    assert rows["1"].layout == Layout("nchw", (8, 8))
+    assert rows["1"].is_cut
+    assert rows["1"].live
+    assert rows["1"].shape == (16, 8, 8)
+    assert not rows["1.0.conv"].is_cut
+
+
+def test_candidates_mark_dead_cells() -> None:
+    rows = {row.path: row for row in list_candidates(vit(), (64, 96))}
+    assert rows["norm"].live is False
+    assert rows["blocks.1"].live is True
+    assert [row.path for row in rows.values() if row.chosen] == ["blocks.2.norm1"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "expected"),
+    [
+        ((32, 7, 7), (224, 224), Layout("nchw", (7, 7))),
+        ((7, 5, 32), (224, 160), Layout("nhwc", (7, 5))),
+        ((197, 32), (224, 224), Layout("tokens", (14, 14), 1)),
+        ((8, 10, 13), (299, 389), Layout("nchw", (10, 13))),
+    ],
+)
+def test_readings_hold_the_right_one(shape: tuple[int, ...], size: Size, expected: Layout) -> None:
+    assert expected in readings(shape, size)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((7, 9, 32), (224, 224)), ((32, 1, 1), (224, 224)), ((3, 8), (64, 64))])
+def test_readings_refuse_other_proportions(shape: tuple[int, ...], size: Size) -> None:
+    assert readings(shape, size) == []
+
+
+@pytest.mark.parametrize("layout", [Layout("nchw", (2, 3)), Layout("nhwc", (2, 3)), Layout("tokens", (2, 3), 2)])
+def test_layouts_read_the_same_maps(layout: Layout) -> None:
+    maps = torch.arange(2 * 4 * 6.0).reshape(2, 4, 2, 3)
+    stored = {
+        "nchw": maps,
+        "nhwc": maps.permute(0, 2, 3, 1),
+        "tokens": torch.cat([torch.zeros(2, 2, 4), maps.flatten(2).transpose(1, 2), torch.ones(2, 1, 4)], 1),
+    }[layout.kind]
+    assert stored.shape[layout.channel_axis] == 4
+    assert torch.equal(layout.to_maps(stored), maps)
+
+
+def random_graph(seed: int) -> tuple[GradientEdge, GradientEdge, list[GradientEdge]]:
+    """A loss made of a dozen sums of earlier tensors, its source, and the edges of the sums."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [torch.ones(1, requires_grad=True)]
+    for _ in range(12):
+        near = tensors[-3:]
+        picks = torch.randint(len(near), (2,), generator=generator).tolist()
+        tensors.append(near[picks[0]] * 2 + near[picks[1]])
+    return (
+        get_gradient_edge(tensors[-1] * 1),
+        get_gradient_edge(tensors[0]),
+        [get_gradient_edge(t) for t in tensors[1:]],
+    )
+
+
+def connected(start: Node, end: Node, removed: set[Node]) -> bool:
+    """Whether a walk leads from `start` to `end` around `removed`."""
+    seen, stack = {start, *removed}, [start]
+    while stack:
+        below = [node for node, _ in stack.pop().next_functions if node is not None and node not in seen]
+        if end in below:
+            return True
+        seen.update(below)
+        stack += below
+    return False
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cut_points_are_those_whose_removal_disconnects(seed: int) -> None:
+    loss, source, edges = random_graph(seed)
+    cuts = cut_points(loss, source)
+    for edge in edges:
+        assert (vertex(edge) in cuts) != connected(loss.node, source.node, {edge.node})
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_smallest_cut_is_as_small_as_any(seed: int) -> None:
+    loss, source, edges = random_graph(seed)
+    allowed = [edge for edge in edges if vertex(edge) not in cut_points(loss, source)]
+    found = smallest_cut(loss, source, [vertex(edge) for edge in allowed], limit=4)
+    sizes = [
+        count
+        for count in range(1, 5)
+        for chosen in itertools.combinations(allowed, count)
+        if not connected(loss.node, source.node, {edge.node for edge in chosen})
+    ]
+    assert len(found) == min(sizes, default=0)
+    assert not found or not connected(loss.node, source.node, {node for node, _ in found})
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "camcli" / "layers"
+
+
+def unusable() -> nn.Module:
+    """The layers of `cnn`, but a forward that fails: only a cached answer can serve it."""
+    module = cnn()
+    module.register_forward_pre_hook(lambda _m, _i: pytest.fail("the model ran"))
+    return module
+
+
+def test_a_cached_answer_needs_no_forward(cache: Path) -> None:
+    first = resolve_cached("key", cnn(), (64, 64))
+    assert resolve_cached("key", unusable(), (64, 64)) == first
+    assert cache_directory() == cache
+    assert [file.suffix for file in cache.iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"key": "key", "taps": [{"path": 1}]}', "\0"])
+def test_a_damaged_entry_is_a_miss(cache: Path, damage: str) -> None:
+    first = resolve_cached("key", cnn(), (64, 64))
+    (file,) = cache.iterdir()
+    file.write_text(damage)
+    assert resolve_cached("key", cnn(), (64, 64)) == first
+    assert resolve_cached("key", unusable(), (64, 64)) == first
+
+
+def test_an_entry_for_a_layer_that_is_gone_is_a_miss(cache: Path) -> None:
+    resolve_cached("key", vit(), (64, 96))
+    assert resolve_cached("key", cnn(), (64, 64)).name == "1"
+
+
+def test_keys_do_not_meet(cache: Path) -> None:
+    assert resolve_cached("auto", cnn(), (64, 64)).name == "1"
+    assert resolve_cached("named", cnn(), (64, 64), "1.0").name == "1.0"
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    assert resolve_cached("key", cnn(), (64, 64)).name == "1"
+
+
+def test_a_refusal_is_not_cached(cache: Path) -> None:
+    with pytest.raises(LayerError):
+        resolve_cached("key", cnn(), (64, 64), "2.0")
+    assert not cache.exists()

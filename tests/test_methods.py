@@ -1,0 +1,308 @@
+"""What holds for every method, whatever it computes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from camcli.config import OptionsConfig
+from camcli.engine import Engine, Explanation
+from camcli.errors import ItemError, MethodError
+from camcli.images import Preprocess
+from camcli.layers import Layout, Tap, TargetLayer
+from camcli.methods import METHODS
+from camcli.methods.table import listed, markdown
+from camcli.models import LoadedModel
+from camcli.records import Heatmap
+from tests.conftest import REPO, Ended, loaded
+from tests.nets import calibrated, inputs
+from tests.test_engine import layer_of, pixels
+
+SIDE = 64
+CHEAP = OptionsConfig(chunk=8, max_channels=6, patch=32, stride=32, steps=3, samples=2)
+NAMES = list(METHODS)
+BEFORE_HEAD = ("cam", "gradcam", "hirescam", "xgradcam")
+CLASSES = 5
+
+
+class Small(nn.Module):
+    """Convolutions with batch norm, ReLUs as module, function and in place, then pooling and a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 5, stride=4, padding=2), nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2, self.bn2 = nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12)
+        self.conv3 = nn.Conv2d(12, 12, 3, padding=1)
+        self.last = nn.Identity()
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,3,H,W] -> logits [B,CLASSES]."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        x = self.last(nn.functional.relu(self.conv3(x) + x, inplace=True))
+        logits: Tensor = self.head(x.mean(dim=(2, 3)))
+        return logits
+
+
+def small() -> LoadedModel:
+    """With random weights that keep the signal alive."""
+    return loaded(calibrated(Small(), inputs(8, SIDE)), classes=CLASSES)
+
+
+LAST = layer_of("last")
+
+
+def heatmaps(engine: Engine, batch: Tensor, targets: list[int]) -> list[tuple[Heatmap, ...]]:
+    """Of each picture; all must succeed."""
+    answers = engine.explain(batch, lambda probabilities: targets)
+    assert all(isinstance(answer, Explanation) for answer in answers)
+    return [answer.heatmaps for answer in answers if isinstance(answer, Explanation)]
+
+
+def engine_for(*names: str, model: LoadedModel | None = None, **kwargs: object) -> Engine:
+    """On the last maps of the small network."""
+    methods = [METHODS.get(name) for name in names]
+    return Engine(model or small(), [LAST], methods, options=CHEAP, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_heat_is_finite_scaled_and_of_the_right_shape(name: str) -> None:
+    method = METHODS.get(name)
+    for [heatmap] in heatmaps(engine_for(name), pixels(3), [1]):
+        assert heatmap.heat.shape == ((SIDE, SIDE) if method.resolution == "pixel" else (8, 8))
+        assert heatmap.heat.dtype == np.float32
+        assert heatmap.signed == method.signed
+        assert np.abs(heatmap.heat).max() == pytest.approx(0 if heatmap.empty else 1)
+        assert heatmap.heat.min() >= (-1 if method.signed else 0)
+        assert heatmap.raw_min <= heatmap.raw_max
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_gives_what_its_pictures_give_one_by_one(name: str) -> None:
+    engine = engine_for(name)
+    together = heatmaps(engine, pixels(3), [2])
+    for i, [whole] in enumerate(together):
+        [[alone]] = heatmaps(engine, pixels(3)[i : i + 1], [2])
+        assert np.abs(whole.heat - alone.heat).max() < 1e-5
+        assert whole.raw_max == pytest.approx(alone.raw_max, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_map_of_a_target_does_not_change_with_the_others_asked(name: str) -> None:
+    engine = engine_for(name)
+    several = heatmaps(engine, pixels(2), [0, 3, 1])
+    for whole, [alone] in zip(several, heatmaps(engine, pixels(2), [3]), strict=True):
+        assert np.abs(whole[1].heat - alone.heat).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_left_behind(name: str) -> None:
+    model = small()
+    before = state(model.module)
+    heatmaps(engine_for(name, model=model), pixels(1), [1])
+    assert state(model.module) == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_left_behind_by_an_error(name: str, error: type[BaseException]) -> None:
+    model = small()
+    before, calls = state(model.module), 0
+
+    def fail(self: object, x: Tensor, *args: object) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > (1 if {"tail", "scores", "pixels"} & set(METHODS.get(name).needs) else 0):
+            raise error
+        return torch.nn.functional.linear(x, model.module.head.weight, model.module.head.bias)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Linear, "forward", fail)
+        with pytest.raises((error, MethodError)):
+            engine_for(name, model=model).explain(pixels(1), lambda _: [1])
+    assert state(model.module) == before
+
+
+def state(module: nn.Module) -> list[object]:
+    """Hooks, flags, own attributes and parameters of all submodules."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    found: list[object] = []
+    for child in module.modules():
+        found.append([len(getattr(child, name)) for name in hooks])
+        found.append((child.training, sorted(vars(child)), sorted(child._modules)))
+    tensors = [(p.requires_grad, p.grad is None, float(p.double().sum())) for p in module.parameters()]
+    return [*found, *tensors]
+
+
+@pytest.mark.parametrize("name", BEFORE_HEAD)
+def test_before_pooling_and_a_linear_head_four_methods_are_one(name: str) -> None:
+    ours, plain = (heatmaps(engine_for(n), pixels(2), [4]) for n in (name, "gradcam"))
+    for [a], [b] in zip(ours, plain, strict=True):
+        assert np.abs(a.heat - b.heat).max() < 5e-6
+    assert not plain[0][0].empty
+
+
+def test_cam_makes_no_graph_and_refuses_where_it_does_not_hold() -> None:
+    engine = engine_for("cam")
+    assert not engine.forward(engine.normalise(pixels(1))).logits.requires_grad
+    refusing = Engine(small(), [layer_of("conv2")], [METHODS.get("cam")])
+    with pytest.raises(MethodError, match="global average pooling"):
+        refusing.explain(pixels(1), lambda _: [0])
+
+
+def test_cam_finds_a_head_that_is_a_convolution() -> None:
+    torch.manual_seed(0)
+    module = calibrated(torchvision.models.squeezenet1_0(weights=None, num_classes=7), inputs(2, SIDE))
+    engine = Engine(loaded(module, classes=7), [layer_of("classifier.2")], [METHODS.get(n) for n in ("cam", "gradcam")])
+    [[cam, gradcam]] = heatmaps(engine, pixels(1), [2])
+    assert np.abs(cam.heat - gradcam.heat).max() < 1e-5
+
+
+def test_three_methods_cost_one_forward_and_one_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_for("gradcam", "layercam", "eigencam")
+    forwards: list[int] = []
+    backwards: list[int] = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: backwards.append(1) or grad(*a, **k))  # type: ignore[func-returns-value]
+    engine.module.register_forward_hook(lambda *_: forwards.append(1))
+    [three] = heatmaps(engine, pixels(1), [1])
+    assert (len(three), len(forwards), len(backwards)) == (3, 1, 1)
+
+
+def test_several_layers_are_cut_at_the_earliest() -> None:
+    model = small()
+    both = Engine(model, [LAST, layer_of("conv2")], [METHODS.get("gradcam")])
+    done = both.forward(both.normalise(pixels(1)))
+    early, late = (done.kept[layer.taps[0]] for layer in (layer_of("conv2"), LAST))
+    assert early.is_leaf
+    assert not late.is_leaf
+    [[merged]] = heatmaps(both, pixels(1), [1])
+    singles = [heatmaps(Engine(model, [one], both.methods), pixels(1), [1])[0][0] for one in (LAST, layer_of("conv2"))]
+    mean = (singles[0].heat + singles[1].heat) / 2
+    assert np.abs(merged.heat - (mean - mean.min()) / (mean.max() - mean.min())).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["gradcam", "ablationcam", "guided-backprop", "occlusion", "cam"])
+def test_contrast_explains_the_difference_of_two_logits(name: str) -> None:
+    """Both logits come from one head, so a head that gives their difference must give the same map."""
+    model, difference = small(), small()
+    head = difference.module.head
+    assert isinstance(head, nn.Linear)
+    head.weight[1] -= head.weight[3].clone()
+    assert head.bias is not None
+    head.bias[1] -= head.bias[3].clone()
+    [[contrast]] = heatmaps(engine_for(name, model=model, against=3), pixels(1), [1])
+    [[direct]] = heatmaps(engine_for(name, model=difference), pixels(1), [1])
+    assert contrast.against is not None
+    assert contrast.against.label == "class_3"
+    assert np.abs(contrast.heat - direct.heat).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_smoothing_gives_heat_or_refuses(name: str) -> None:
+    for smoothing in ("aug", "eigen"):
+        if smoothing == "eigen" and METHODS.get(name).resolution == "pixel":
+            with pytest.raises(MethodError, match=name):
+                engine_for(name, smoothing=smoothing)
+            continue
+        [[heatmap]] = heatmaps(engine_for(name, smoothing=smoothing), pixels(1), [1])
+        assert np.isfinite(heatmap.heat).all()
+
+
+def test_smoothing_by_copies_looks_at_mirrored_pictures_the_right_way_round() -> None:
+    engine = engine_for("gradcam", smoothing="aug")
+    [[one]], [[mirrored]] = (heatmaps(engine, batch, [1]) for batch in (pixels(1), pixels(1).flip(2)))
+    assert np.abs(one.heat - mirrored.heat[:, ::-1]).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_map_that_is_not_finite_is_an_error_of_that_picture(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = METHODS.get(name)
+    engine = engine_for(name)
+
+    def spoilt(batch: object, views: object) -> list[Tensor]:
+        raws = [raw.clone() for raw in method.compute(batch, views)]  # type: ignore[arg-type]
+        raws[0][1, ..., 3] = torch.nan
+        return raws
+
+    object.__setattr__(engine, "methods", (type(method)(**{**fields(method), "compute": spoilt}),))
+    first, second = engine.explain(pixels(2), lambda _: [1])
+    assert isinstance(first, Explanation)
+    assert isinstance(second, ItemError)
+    assert (second.stage, second.kind) == ("forward", "NotFinite")
+
+
+def fields(method: object) -> dict[str, object]:
+    """Of a dataclass, by name."""
+    return {name: getattr(method, name) for name in method.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_efficientnet"])
+def test_all_methods_serve_other_architectures(name: str) -> None:
+    torch.manual_seed(0)
+    module = timm.create_model(name, num_classes=CLASSES)
+    side = module.default_cfg["input_size"][-1]
+    preprocess = Preprocess((side, side), (side, side), (0, 0, 0), (1, 1, 1), "bilinear", "center")
+    layers = {
+        "test_vit": Tap("blocks.5.norm1", Layout("tokens", (10, 10), 1)),
+        "test_convnext": Tap("stages.3", Layout("nchw", (5, 5))),
+        "test_efficientnet": Tap("bn2", Layout("nchw", (5, 5))),
+    }
+    names = [n for n in METHODS if n != "cam"]
+    model = loaded(calibrated(module, inputs(4, side)), preprocess, CLASSES)
+    engine = Engine(model, [TargetLayer((layers[name],))], [METHODS.get(n) for n in names], options=CHEAP)
+    [found] = heatmaps(engine, pixels(1, side), [2])
+    assert [heatmap.method for heatmap in found] == names
+    assert all(np.isfinite(heatmap.heat).all() for heatmap in found)
+    assert sum(heatmap.empty for heatmap in found) < len(found) / 3
+
+
+def test_the_table_in_the_readme_is_that_of_the_registry() -> None:
+    text = (REPO / "README.md").read_text(encoding="utf-8")
+    assert text.partition("<!-- methods -->")[2].partition("<!-- /methods -->")[0].strip() == markdown()
+
+
+def test_the_command_lists_every_method(camcli: Callable[..., Ended]) -> None:
+    ended = camcli("methods", "--json")
+    rows = json.loads(ended.out)
+    assert [row["name"] for row in rows] == [method.name for method in listed()]
+    assert all(row["needs"] and row["cost"] and row["paper"].startswith("https://") for row in rows)
+    table = camcli("methods").out
+    assert all(method.name in table and method.paper in table for method in listed())
+
+
+def test_one_overlay_per_method_and_target_and_a_grid(camcli: Callable[..., Ended], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = ["methods=[gradcam, guided-backprop]", "targets={top: 2}", "overlay.grid=true", "maps=png16"]
+    words = [word for setting in settings for word in ("-s", setting)]
+    ended = camcli("run", REPO / "sample_images" / "shapes", "--limit", 1, "--out", out, *words)
+    assert ended.code == 0, ended.err
+    [line] = (out / "results.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert [h["signed"] for h in record["heatmaps"]] == [False, True, False, True]
+    files = [h["overlay"] for h in record["heatmaps"]] + record["grids"] + record["maps"]
+    assert len(record["grids"]) == 2
+    assert len(set(files)) == 10
+    assert all((out / name).stat().st_size > 0 for name in files)
+
+
+def test_a_contrast_of_two_classes_runs(camcli: Callable[..., Ended], tmp_path: Path) -> None:
+    shapes = REPO / "sample_images" / "shapes"
+    ended = camcli("run", shapes, "--limit", 1, "--out", tmp_path / "out", "-s", "targets={contrast: [star, circle]}")
+    assert ended.code == 0, ended.err
+    [heatmap] = json.loads((tmp_path / "out" / "results.jsonl").read_text())["heatmaps"]
+    assert (heatmap["target"]["label"], heatmap["against"]["label"]) == ("star", "circle")
+    assert "star-not-0-circle" in heatmap["overlay"]
+    same = camcli("run", shapes, "--out", tmp_path / "same", "-s", "targets={contrast: [star, 3]}")
+    assert (same.code, "same class" in same.err) == (2, True)

@@ -1,0 +1,162 @@
+"""Maps against the reference packages; `python -m tests.parity` prints the whole matrix."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from camcli.config import Smoothing
+from camcli.engine import Explanation
+from camcli.methods import METHODS
+from tests import oracles, peers
+from tests.nets import Net, inputs
+from tests.parity import Case, agreement
+
+FROM_ONE_BACKWARD = [
+    name for name, method in METHODS.items() if "gradients" in method.needs and method.resolution == "layer"
+]
+
+case_of = cache(Case.of)
+
+
+class TinyNet(nn.Module):
+    """Two ReLUs, the second on the target layer; small enough for one forward per channel many times over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 5, stride=2), nn.Conv2d(6, 12, 3, stride=2)
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+        self.conv3, self.head = nn.Conv2d(12, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,3,H,W] -> logits [B,4]."""
+        late = self.conv3(self.relu2(self.conv2(self.relu1(self.conv1(x)))))
+        logits: Tensor = self.head(F.gelu(late).mean((2, 3)))
+        return logits
+
+
+def late_logits(module: TinyNet, maps: Tensor) -> Tensor:
+    """What the network makes of the outputs of `relu2`."""
+    logits: Tensor = module.head(F.gelu(module.conv3(maps)).mean((2, 3)))
+    return logits
+
+
+def tiny(path: str = "relu2") -> Case:
+    """A case with 7 x 7 cells."""
+    module = TinyNet().eval().requires_grad_(False)
+    x = inputs(2, 32)
+    return Case(Net("tiny", 32, path), module, x, 7, int(module(x).amin(0).argmax()))
+
+
+@pytest.mark.parametrize("method", [*FROM_ONE_BACKWARD, "eigencam"])
+def test_maps_are_those_of_the_reference_package(method: str) -> None:
+    figure, mark = agreement(case_of("squeezenet1_0"), method)
+    assert figure > 0.9999
+    assert not mark
+
+
+@pytest.mark.parametrize("net", ["resnet18", "mobilenet_v3_large", "swin_t", "vit_b_16"])
+def test_layouts_and_activations_of_all_kinds_agree(net: str) -> None:
+    figure, _ = agreement(case_of(net), "gradcam++")
+    assert figure > 0.9999
+
+
+@pytest.mark.parametrize("method", ["guided-backprop", "deconvnet", "integrated-gradients", "occlusion", "fullgrad"])
+def test_pixel_maps_are_those_of_the_reference_packages(method: str) -> None:
+    figure, _ = agreement(case_of("resnet18"), method)
+    assert figure > 0.9999
+
+
+@pytest.mark.parametrize("method", ["guided-backprop", "deconvnet"])
+def test_rectifier_rules_reach_hardswish(method: str) -> None:
+    """The package finds no nn.ReLU to exchange here, and returns plain gradients without a word."""
+    figure, mark = agreement(case_of("mobilenet_v3_large"), method)
+    assert figure > 0.9999
+    assert mark == "="
+
+
+@pytest.mark.parametrize("net", ["vit_b_16", "swin_t"])
+def test_full_gradient_counts_the_biases_of_transformers(net: str) -> None:
+    figure, mark = agreement(case_of(net), "fullgrad")
+    assert figure > 0.9999
+    assert mark == "="
+
+
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam"])
+def test_rescoring_is_that_of_the_reference_package(method: str) -> None:
+    case = tiny()
+    theirs = peers.grad_cam(method, case.module, "relu2", case.x, case.target)
+    ours = oracles.shown(case.raw(method), 32)
+    assert min(oracles.correlation(a, b) for a, b in zip(ours, theirs, strict=True)) > 0.9999
+
+
+def test_ablation_sets_channels_to_zero_where_the_package_does_not() -> None:
+    """Where activations go negative, the package writes -1e7 into a channel instead of taking it out."""
+    case = tiny("conv2")
+    naive = oracles.shown(oracles.ablation(case.module, "conv2", lambda t: t, case.x, case.target), 32)
+    theirs = peers.grad_cam("ablationcam", case.module, "conv2", case.x, case.target)
+    ours = oracles.shown(case.raw("ablationcam"), 32)
+    assert min(oracles.correlation(a, b) for a, b in zip(ours, naive, strict=True)) > 0.9999
+    assert min(oracles.correlation(a, b) for a, b in zip(theirs, naive, strict=True)) < 0.99
+
+
+def test_ablation_of_a_negative_logit_keeps_its_sign() -> None:
+    """Divided by y < 0, as in the paper, channels that hold the logit up would count against it."""
+    case = tiny()
+    module = case.module
+    assert isinstance(module, TinyNet)
+    maps = module.relu2(module.conv2(module.relu1(module.conv1(case.x))))
+    logits = late_logits(module, maps)
+    target = int(logits.amax(0).argmin())
+    assert logits[:, target].max() < 0
+    channel = int(maps[0].sum((1, 2)).argmax())
+    without = maps.clone()
+    without[0, channel] = 0
+    fall = (logits - late_logits(module, without))[0, target]
+    weight = case.parts("ablationcam", target)[0, channel].sum() / maps[0, channel].sum()
+    assert float(weight) == pytest.approx(float(fall / logits[0, target].abs()), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "layercam"])
+def test_smoothing_by_copies_is_that_of_the_reference_package(method: str) -> None:
+    case = case_of("resnet18")
+    ours = smoothed(case, method, "aug")
+    theirs = peers.grad_cam(method, case.module, case.net.path, case.x, case.target, aug_smooth=True)
+    assert min(oracles.correlation(a, b) for a, b in zip(ours, theirs, strict=True)) > 0.9999
+
+
+@pytest.mark.parametrize("method", ["gradcam", "layercam"])
+def test_smoothing_by_the_first_component_is_a_singular_vector(method: str) -> None:
+    case = case_of("resnet18")
+    component = oracles.first_component(case.parts(method, case.target))
+    both = [oracles.shown(sign * component, case.net.side) for sign in (1, -1)]
+    for i, ours in enumerate(smoothed(case, method, "eigen")):
+        assert max(oracles.correlation(ours, turned[i]) for turned in both) > 0.9999
+
+
+def smoothed(case: Case, method: str, smoothing: Smoothing) -> oracles.Array:
+    """Our heat at the input's size."""
+    engine = case.engine(method)
+    engine.smoothing = smoothing
+    done = engine.forward(case.x)
+    aims = torch.zeros_like(done.logits.detach())
+    aims[:, case.target] = 1
+    [[maps]] = engine.maps(done, [aims])
+    return F.interpolate(maps.heat[:, None], (case.net.side,) * 2, mode="bilinear")[:, 0].numpy()
+
+
+def test_explanations_pass_through_the_same_maps() -> None:
+    case = case_of("resnet18")
+    engine = case.engine("gradcam")
+    pixels = torch.randint(0, 256, (1, 128, 128, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    [answer] = engine.explain(pixels, lambda _: [case.target])
+    assert isinstance(answer, Explanation)
+    theirs = peers.grad_cam("gradcam", case.module, case.net.path, engine.normalise(pixels), case.target)
+    heat = torch.from_numpy(answer.heatmaps[0].heat)[None, None]
+    ours = F.interpolate(heat, (128, 128), mode="bilinear")[0, 0].numpy()
+    assert oracles.correlation(ours, theirs[0]) > 0.9999
