@@ -78,7 +78,7 @@ class _Factors:
         self.config = config
         self.count = count
         model = load_model(config.model, config.input, offline)
-        layer = resolve_layers(model, config.layer)[:1]
+        layer = resolve_layers(model, config)[:1]
         runtime = config.runtime
         self.engine = Engine(model, layer, [DFF], device(runtime.device), runtime.precision, config.options)
 

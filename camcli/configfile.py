@@ -20,6 +20,7 @@ from camcli.registry import did_you_mean
 
 DEFAULT_CONFIG = Path(__file__).parent / "demo" / "demo.yaml"
 MAX_BYTES = 256 * 1024
+MAX_DEPTH = 50
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _FILE_FIELDS = (("model", "weights"), ("model", "labels"))
 _NOT_FILES = ("pretrained", "none")
@@ -119,6 +120,7 @@ def _apply(override: str, values: dict[str, Any], marks: Marks) -> None:
     for depth, key in enumerate(place[:-1], start=1):
         marks.setdefault(place[:depth], f"--set {field}")
         inner = _section(inner, key)
+    marks[place] = f"--set {field}"
     inner[place[-1]] = _Reader(f"--set {field}", marks).read(text, place)
 
 
@@ -145,18 +147,23 @@ class _Reader:
     def read(self, text: str, place: Place = ()) -> Any:
         """The value of `text`, whose marks are noted under `place`."""
         try:
-            self._refuse_aliases(text)
+            self._refuse_tricks(text)
             self.loader = yaml.SafeLoader(text)
             node = self.loader.get_single_node()
             return None if node is None else self._value(node, place)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             raise ConfigError(f"{self._at(mark)}: {error.problem}") from None
-        except (yaml.YAMLError, RecursionError) as error:
+        except (yaml.YAMLError, ValueError) as error:  # PyYAML passes on what int() and date() raise
             raise ConfigError(f"{self.source}: not valid YAML: {error}") from None
 
-    def _refuse_aliases(self, text: str) -> None:
+    def _refuse_tricks(self, text: str) -> None:
+        """Aliases can make a short text huge, and reading deep nesting takes for ever; both are seen in time here."""
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ConfigError(f"{self._at(event.start_mark)}: nested deeper than {MAX_DEPTH} levels")
             if isinstance(event, yaml.AliasEvent):
                 raise ConfigError(
                     f"{self._at(event.start_mark)}: aliases (*{event.anchor}) are not read; repeat the value"

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from camcli.records import RunReport
     from camcli.status import Standing
 
+PIPED_COLUMNS = 160
+
 
 class _Talk:
     """How this process talks on standard error."""
@@ -148,16 +150,32 @@ def print_diagnosis(found: Diagnosis) -> None:
 
 
 def print_layers(found: list[dict[str, Any]]) -> None:
-    """The tree of `camcli layers`."""
+    """The tree of `camcli layers`: modules in modules, in the order of the forward pass."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.tree import Tree
 
-    tree = Tree("layers with a spatial layout, in the order of the forward pass")
-    for candidate in found:
-        text = escape(f"{candidate['path']}  {candidate['type']}  {candidate['shape']}  {candidate['layout']}")
-        tree.add(f"[bold green]{text}  <- chosen[/]" if candidate["chosen"] else text)
-    Console().print(tree)
+    tree = Tree("path, type, shape, layout and grid; [green]the layer that a run reads[/]; [dim]no use: why[/]")
+    nodes = {"": tree}
+    for candidate in sorted(found, key=lambda c: c["path"].count(".")):
+        inside = candidate["path"].rpartition(".")[0]
+        while inside not in nodes:
+            inside = inside.rpartition(".")[0]
+        nodes[candidate["path"]] = nodes[inside].add(_layer_line(candidate))
+    Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS).print(tree)
+
+
+def _layer_line(candidate: Mapping[str, Any]) -> str:
+    from rich.markup import escape
+
+    shape, layout = "x".join(map(str, candidate["shape"])), candidate["layout"]
+    text = escape(f"{candidate['path']}  {candidate['type']}  {shape}")
+    if layout is None:
+        return f"[dim]{text}  no layout over the picture[/]"
+    prefix = f" after {layout['prefix']} prefix tokens" if layout["prefix"] else ""
+    text += f"  {layout['kind']} {layout['grid'][0]}x{layout['grid'][1]}{prefix}"
+    if candidate["chosen"]:
+        return f"[bold green]{text}  <- chosen[/]"
+    return text if candidate["live"] else f"[dim]{text}  no gradient[/]"
 
 
 def print_concepts(found: Mapping[str, Any], out: Path) -> None:

@@ -179,7 +179,8 @@ def _scaled_grey(image: Image.Image) -> Image.Image:
     else:
         values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
         low, high = float(values.min()), float(values.max())
-    scaled = (values - low) * (255.0 / max(high - low, 1e-12))
+    span = high / 2 - low / 2  # halves, because the whole of a float's range is no float
+    scaled = (values / 2 - np.float32(low / 2)) / np.float32(max(span, 1e-12)) * 255
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from camcli import manifest, report
+from camcli import libtiff, manifest, report
 from camcli.config import RunConfig
 from camcli.engine import Engine
 from camcli.errors import ConfigError
@@ -21,7 +22,7 @@ from camcli.fingerprint import fingerprint, identity
 from camcli.inputs import Item
 from camcli.interrupt import Interrupt
 from camcli.job import Job
-from camcli.layers import Candidate, TargetLayer, list_candidates, resolve_layer
+from camcli.layers import Candidate, TargetLayer, list_candidates, resolve_cached
 from camcli.methods import METHODS
 from camcli.models import LoadedModel, load_model
 from camcli.progress import Progress
@@ -67,6 +68,7 @@ def perform(job: Job, progress: Progress, interrupt: Interrupt | None) -> Outcom
         progress.begin(len(work.kept) + len(work.todo), len(work.kept))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
+            libtiff.hush()
             recorder.record(stream, work.todo, progress.advance)
         folder.settle([item.id for item in job.mine], work.vanished)
         seconds = round(time.monotonic() - clock, 3)
@@ -79,7 +81,7 @@ def perform(job: Job, progress: Progress, interrupt: Interrupt | None) -> Outcom
 def _engine(config: RunConfig, offline: bool) -> tuple[Engine, list[TargetLayer]]:
     methods = [METHODS.get(name) for name in config.methods]
     model = load_model(config.model, config.input, offline)
-    layers = resolve_layers(model, config.layer)
+    layers = resolve_layers(model, config)
     engine = Engine(
         model,
         layers,
@@ -175,10 +177,12 @@ def candidates(config: RunConfig, offline: bool = False) -> list[Candidate]:
     return list_candidates(model.module, model.preprocess.size)
 
 
-def resolve_layers(model: LoadedModel, paths: Sequence[str]) -> list[TargetLayer]:
-    """The target layers that a config names; raises LayerError."""
+def resolve_layers(model: LoadedModel, config: RunConfig) -> list[TargetLayer]:
+    """The target layers that a config names, from the cache where they were found before; raises LayerError."""
     size = model.preprocess.size
-    return [resolve_layer(model.module, size, None if path == "auto" else path) for path in paths]
+    asked = [config.model.model_dump(exclude={"weights", "labels"}), model.weights_sha256, size, versions()]
+    paths = [None if path == "auto" else path for path in config.layer]
+    return [resolve_cached(json.dumps([*asked, path]), model.module, size, path) for path in paths]
 
 
 def device(name: str) -> torch.device:

@@ -122,7 +122,8 @@ def json_schema() -> dict[str, Any]:
 
 def to_json(record: BaseModel, indent: int | None = None) -> str:
     """Sorted keys, ASCII only, never NaN."""
-    return json.dumps(record.model_dump(mode="json"), sort_keys=True, allow_nan=False, indent=indent)
+    # In its own JSON mode pydantic replaces undecodable characters in the keys of `files`.
+    return json.dumps(record.model_dump(), sort_keys=True, allow_nan=False, indent=indent)
 
 
 def image_record(

@@ -178,7 +178,8 @@ def _holder(lock: Path) -> str:
 
 
 def _is_product(name: str) -> bool:
-    return name.split("/")[0] in storage.PRODUCTS
+    parts = name.split("/")
+    return parts[0] in storage.PRODUCTS and ".." not in parts
 
 
 @contextmanager

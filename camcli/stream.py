@@ -114,13 +114,13 @@ class Stream:
                 yield held if isinstance(held, Failure) else _result(held, next(answers))
 
     def _batches(self, loaded: Iterable[Held | Failure]) -> Iterator[list[Held | Failure]]:
-        """Runs of items that hold `batch_size` pictures each, failures in between."""
+        """Runs of items that hold `batch_size` pictures each, failures in between; failures wait for few pictures."""
         batch: list[Held | Failure] = []
         pictures = 0
         for entry in loaded:
             batch.append(entry)
             pictures += isinstance(entry, Held)
-            if pictures >= self.batch_size:
+            if not 0 < pictures < self.batch_size or len(batch) >= 4 * self.batch_size:
                 yield batch
                 batch, pictures = [], 0
         if batch:

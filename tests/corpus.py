@@ -218,7 +218,7 @@ def hard_names() -> list[bytes]:
         b"-dash.png",
         b"--out.png",
         b"\x1b[31mred.png",
-        b"[bold]markup[/].png",
+        b"[bold]markup[-].png",
         b"$(touch pwned);`id`.png",
         b"quote'\".png",
         b"back\\slash.png",

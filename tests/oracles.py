@@ -177,16 +177,17 @@ def _ruled(plain: Callable[..., Tensor], deconvolved: bool) -> Callable[..., Ten
             return plain(x)
 
         @staticmethod
-        def backward(ctx: Any, arriving: Tensor) -> Tensor:  # type: ignore[override]
+        def backward(ctx: Any, arriving: Tensor) -> Tensor:
             if deconvolved:
                 return arriving.clamp_min(0)
             (x,) = ctx.saved_tensors
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_()
                 (slope,) = torch.autograd.grad(plain(leaf).sum(), leaf)
-            return arriving.clamp_min(0) * slope * (x > 0)
+            kept: Tensor = arriving.clamp_min(0) * slope * (x > 0)
+            return kept
 
     def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return Ruled.apply(x.clone())  # type: ignore[no-any-return, no-untyped-call]
+        return Ruled.apply(x.clone())  # type: ignore[no-any-return]
 
     return call

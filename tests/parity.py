@@ -139,7 +139,8 @@ def _ruled(case: Case, deconvolved: bool) -> Array:
 
 def _guided_gradcam(case: Case) -> tuple[Array, str]:
     guided, mark = _guided(case)
-    return guided * peers.grad_cam("gradcam", case.module, case.net.path, case.x, case.target, case.reshape), mark
+    heat = peers.grad_cam("gradcam", case.module, case.net.path, case.x, case.target, case.reshape)
+    return np.asarray(guided * heat, dtype=np.float32), mark
 
 
 def _cam(case: Case) -> tuple[Array, str]:
@@ -153,8 +154,8 @@ def _integrated(case: Case) -> tuple[Array, str]:
 
 def _occlusion(case: Case) -> tuple[Array, str]:
     options = {"sliding_window_shapes": (3, 32, 32), "strides": (3, 16, 16), "perturbations_per_eval": 8}
-    summed = peers.captum("Occlusion", case.module, case.x, case.target, **options) / 3
-    return summed, ""
+    summed = peers.captum("Occlusion", case.module, case.x, case.target, **options)
+    return np.asarray(summed / 3, dtype=np.float32), ""
 
 
 def _smoothgrad(case: Case) -> tuple[Array, str]:

@@ -18,14 +18,15 @@ ROWS = (
     ("registry",),
     (
         *("geometry", "config", "storage", "progress", "interrupt", "demo"),
-        *("shard", "fingerprint", "ledger", "labels", "versions"),
+        *("shard", "fingerprint", "ledger", "labels", "versions", "libtiff"),
     ),
     ("configfile", "rundir", "inputs", "images", "layers", "methods", "report", "render", "targets"),
-    ("models", "writers", "resume", "manifest"),
+    ("models", "writers", "tap", "resume", "manifest"),
     ("engine",),
     ("stream",),
     ("recorder", "job", "merge"),
     ("pipeline", "doctor", "junit", "status", "console"),
+    ("concepts",),
     ("cli",),
     ("__main__",),
 )
@@ -58,7 +59,10 @@ def test_imports_go_up(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["run", "--help"], ["config", "schema"], ["schema", "report"], ["config", "show"], ["status", "--help"]],
+    [
+        *(["--help"], ["run", "--help"], ["config", "schema"], ["schema", "report"], ["config", "show"]),
+        *(["status", "--help"], ["merge", "--help"], ["doctor", "--help"]),
+    ],
     ids=" ".join,
 )
 def test_light_commands_do_not_import_torch(words: list[str]) -> None:

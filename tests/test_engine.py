@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def explanations(engine: Engine, batch: Tensor, targets: list[int]) -> list[Expl
     return [answer for answer in answers if isinstance(answer, Explanation)]
 
 
-def correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+def correlation(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> float:
     """Pearson, over all cells."""
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
 
@@ -98,16 +99,17 @@ def test_maps_equal_those_of_a_full_backward(name: str) -> None:
 
 
 def test_gradients_agree_with_finite_differences_and_survive_an_inplace_relu() -> None:
-    model = loaded(InplaceNet().double(), classes=3)
+    net = InplaceNet().double()
+    model = loaded(net, classes=3)
     inputs = torch.rand(1, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     [tap] = layer_of("conv").taps
     with cut(model.module, [tap]) as kept:
         logits = model.module(inputs)
     [gradient] = torch.autograd.grad(logits[0, 1], [kept[tap]])
-    assert torch.equal(kept[tap], nn.functional.conv2d(inputs, model.module.conv.weight, model.module.conv.bias, 4))
+    assert torch.equal(kept[tap], net.conv(inputs))
 
     def logit(activation: Tensor) -> float:
-        return float(model.module.head(activation.relu().mean(dim=(2, 3)) ** 2)[0, 1])
+        return float(net.head(activation.relu().mean(dim=(2, 3)) ** 2)[0, 1])
 
     step = 1e-5
     for index in np.ndindex(*kept[tap].shape):
@@ -224,9 +226,9 @@ def test_a_map_without_evidence_is_empty() -> None:
 
 
 def test_hooks_are_gone_after_success_and_error() -> None:
-    model = loaded(InplaceNet(), classes=3)
-    engine = Engine(model, [layer_of("conv")], [GRADCAM])
+    net = InplaceNet()
+    engine = Engine(loaded(net, classes=3), [layer_of("conv")], [GRADCAM])
     explanations(engine, pixels(1), [0])
     with pytest.raises(RuntimeError):
         engine.explain(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), lambda probabilities: [0])
-    assert not model.module.conv._forward_hooks
+    assert not net.conv._forward_hooks

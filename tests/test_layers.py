@@ -169,6 +169,40 @@ def test_branches_that_meet_in_the_logits_are_cut_together() -> None:
     assert {tap.path: tap.layout.grid for tap in layer.taps} == {"fine": (8, 12), "coarse": (4, 6)}
 
 
+class Twice(nn.Module):
+    """Returns one tensor under two keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 8, stride=8)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.conv(x)
+        return {"left": y, "right": y}
+
+
+class Joined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Twice()
+        self.skip = nn.Identity()
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = self.body(x)
+        logits: Tensor = self.head((sides["left"] * self.skip(sides["right"])).mean((2, 3)))
+        return logits
+
+
+def test_a_tensor_that_goes_two_ways_is_tapped_where_it_is_made() -> None:
+    module = frozen(Joined())
+    layer = resolve_layer(module, (64, 64))
+    assert layer.name == "body.conv"
+    through, full = gradient_through(module, (64, 64), layer)
+    torch.testing.assert_close(through, full)
+
+
 @pytest.mark.parametrize("move", [shuffled, lambda maps: maps.transpose(2, 3), lambda maps: maps.flip(2)])
 def test_a_grid_out_of_order_is_refused(move: Callable[[Tensor], Tensor]) -> None:
     module = frozen(Rearranged(move))

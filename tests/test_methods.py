@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,22 @@ import pytest
 import timm
 import torch
 import torchvision
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from camcli.config import OptionsConfig
+from camcli.config import InputConfig, ModelConfig, OptionsConfig
+from camcli.demo.scenes import scene
 from camcli.engine import Engine, Explanation
 from camcli.errors import ItemError, MethodError
 from camcli.images import Preprocess
-from camcli.layers import Layout, Tap, TargetLayer
-from camcli.methods import METHODS
+from camcli.layers import Layout, Tap, TargetLayer, resolve_layer
+from camcli.methods import METHODS, Batch, LayerView
 from camcli.methods.table import listed, markdown
-from camcli.models import LoadedModel
+from camcli.models import LoadedModel, load_model
 from camcli.records import Heatmap
 from tests.conftest import REPO, Ended, loaded
 from tests.nets import calibrated, inputs
+from tests.oracles import correlation
 from tests.test_engine import layer_of, pixels
 
 SIDE = 64
@@ -118,14 +122,15 @@ def test_nothing_is_left_behind(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_left_behind_by_an_error(name: str, error: type[BaseException]) -> None:
     model = small()
-    before, calls = state(model.module), 0
+    before, calls, head = state(model.module), 0, model.module.get_submodule("head")
+    assert isinstance(head, nn.Linear)
 
     def fail(self: object, x: Tensor, *args: object) -> Tensor:
         nonlocal calls
         calls += 1
         if calls > (1 if {"tail", "scores", "pixels"} & set(METHODS.get(name).needs) else 0):
             raise error
-        return torch.nn.functional.linear(x, model.module.head.weight, model.module.head.bias)  # type: ignore[arg-type]
+        return x @ head.weight.T + head.bias
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Linear, "forward", fail)
@@ -227,25 +232,20 @@ def test_smoothing_by_copies_looks_at_mirrored_pictures_the_right_way_round() ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_map_that_is_not_finite_is_an_error_of_that_picture(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_that_is_not_finite_is_an_error_of_that_picture(name: str) -> None:
     method = METHODS.get(name)
     engine = engine_for(name)
 
-    def spoilt(batch: object, views: object) -> list[Tensor]:
-        raws = [raw.clone() for raw in method.compute(batch, views)]  # type: ignore[arg-type]
+    def spoilt(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
+        raws = [raw.clone() for raw in method.compute(batch, views)]
         raws[0][1, ..., 3] = torch.nan
         return raws
 
-    object.__setattr__(engine, "methods", (type(method)(**{**fields(method), "compute": spoilt}),))
+    engine.methods = (replace(method, compute=spoilt),)
     first, second = engine.explain(pixels(2), lambda _: [1])
     assert isinstance(first, Explanation)
     assert isinstance(second, ItemError)
     assert (second.stage, second.kind) == ("forward", "NotFinite")
-
-
-def fields(method: object) -> dict[str, object]:
-    """Of a dataclass, by name."""
-    return {name: getattr(method, name) for name in method.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_efficientnet"])
@@ -266,6 +266,23 @@ def test_all_methods_serve_other_architectures(name: str) -> None:
     assert [heatmap.method for heatmap in found] == names
     assert all(np.isfinite(heatmap.heat).all() for heatmap in found)
     assert sum(heatmap.empty for heatmap in found) < len(found) / 3
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if METHODS.get(n).resolution == "layer"])
+def test_half_precision_gives_the_maps_of_full_precision_on_trained_weights(name: str) -> None:
+    model = load_model(ModelConfig(), InputConfig())
+    layer = resolve_layer(model.module, model.preprocess.size)
+    batch = torch.from_numpy(np.stack([scene(1, index).image for index in range(4)]))
+    full, half = (Engine(model, [layer], [METHODS.get(name)], "cpu", precision) for precision in ("fp32", "bf16"))
+    for a, b in zip(full.explain(batch, top), half.explain(batch, top), strict=True):
+        assert isinstance(a, Explanation)
+        assert isinstance(b, Explanation)
+        assert correlation(a.heatmaps[0].heat, b.heatmaps[0].heat) > 0.98
+
+
+def top(probabilities: NDArray[np.float32]) -> list[int]:
+    """The most probable class."""
+    return [int(probabilities.argmax())]
 
 
 def test_the_table_in_the_readme_is_that_of_the_registry() -> None:

@@ -31,7 +31,7 @@ def test_a_local_checkpoint_of_another_head_is_loaded_whole(tmp_path: Path) -> N
     x = torch.rand(2, 3, 64, 64)
     assert torch.equal(model.module(x), trained(x))
     assert model.labels == tuple(f"class_{i}" for i in range(7))
-    assert "state_dict" not in model.module.pretrained_cfg
+    assert "state_dict" not in dict(model.module.pretrained_cfg)  # type: ignore[arg-type]
 
 
 def test_models_are_frozen_and_in_eval_mode() -> None:

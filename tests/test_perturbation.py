@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 from camcli.config import OptionsConfig
 from camcli.engine import Engine
@@ -42,10 +44,13 @@ def raw_maps(engine: Engine, x: Tensor, target: int) -> Tensor:
 
 
 def resnet() -> nn.Module:
-    """A small torchvision network with shared in-place ReLUs."""
+    """A small torchvision network with shared in-place ReLUs and 48 channels at its end."""
     torch.manual_seed(0)
-    module: nn.Module = torchvision.models.resnet18(weights=None, num_classes=CLASSES)
-    return module
+    module: Any = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1])
+    module.inplanes = 256
+    module.layer4 = module._make_layer(BasicBlock, 48, 2, stride=2)
+    module.fc = nn.Linear(48, CLASSES)
+    return module  # type: ignore[no-any-return]
 
 
 TAPS = {
@@ -67,7 +72,8 @@ def build(name: str) -> nn.Module:
         module: nn.Module = timm.create_model("test_vit", img_size=64, num_classes=CLASSES)
         return module
     if name == "densenet":
-        return torchvision.models.DenseNet(8, (2, 2, 2, 3), 16, num_classes=CLASSES)
+        dense: nn.Module = torchvision.models.DenseNet(8, (2, 2, 2, 3), 16, num_classes=CLASSES)
+        return dense
     return resnet()
 
 
@@ -113,17 +119,17 @@ def naive_ablation(module: nn.Module, tap: Tap, x: Tensor, target: int) -> Tenso
 
 
 def test_ablation_runs_the_backbone_once_and_the_tail_in_chunks() -> None:
-    engine = engine_at(resnet(), TAPS["a whole stage"][1], 64, "ablationcam", chunk=100)
+    engine = engine_at(resnet(), TAPS["a whole stage"][1], 64, "ablationcam", chunk=10)
     runs: Counter[str] = Counter()
     sizes: list[int] = []
     conv1, pool = engine.module.get_submodule("layer3.0.conv1"), engine.module.get_submodule("avgpool")
     forward = conv1.forward
-    conv1.forward = lambda x: runs.update(backbone=1) or forward(x)  # type: ignore[method-assign, assignment]
+    conv1.forward = lambda x: runs.update(backbone=1) or forward(x)
     pool.register_forward_hook(lambda child, args, output: sizes.append(len(output)))
     raw_maps(engine, inputs(1, 64), 2)
     assert runs["backbone"] == 1
-    assert max(sizes) <= 100
-    assert sum(sizes) <= 1 + 2 + 512
+    assert max(sizes) <= 10
+    assert sum(sizes) <= 1 + 2 + 48
 
 
 def test_a_tail_that_cannot_run_alone_is_refused() -> None:
@@ -163,8 +169,7 @@ def interrupted(inputs: Tensor) -> Tensor:
 @pytest.mark.parametrize("path", ["layer4", "layer4.1.bn2"])
 def test_score_cam_is_the_naive_loop(path: str) -> None:
     """With and without negative activations; equal masks share a forward, and channels of zeros are left out."""
-    module = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 2], num_classes=CLASSES)
-    engine = engine_at(module, Tap(path, Layout("nchw", (2, 2))), 64, "scorecam")
+    engine = engine_at(resnet(), Tap(path, Layout("nchw", (2, 2))), 64, "scorecam")
     x = inputs(1, 64)
     maps = engine.forward(x).kept[engine.taps[0]].detach()
     naive = oracles.score_cam(engine.module, maps, x, 2)
@@ -218,9 +223,10 @@ def test_occlusion_finds_the_only_patch_that_counts() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             """[B,3,H,W] -> logits [B,CLASSES]."""
-            return self.look(x)[:, :, -8:, -8:].mean((1, 2, 3))[:, None].repeat(1, CLASSES)
+            corner: Tensor = self.look(x)[:, :, -8:, -8:].mean((1, 2, 3))
+            return corner[:, None].repeat(1, CLASSES)
 
     engine = engine_at(Corner(), Tap("look", Layout("nchw", (60, 60))), 60, "occlusion", patch=16, stride=8)
     raw = raw_maps(engine, torch.ones(1, 3, 60, 60), 0)[0].numpy()
-    assert np.unravel_index(raw.argmax(), raw.shape) >= (48, 48)
+    assert min(int(i) for i in np.unravel_index(raw.argmax(), raw.shape)) >= 44
     assert (raw[:40, :40] == 0).all()

@@ -146,7 +146,7 @@ def test_input_and_biases_add_up_to_the_logit() -> None:
     for bias, gradient in zip(biases.met, found[1:], strict=True):
         total = total + (gradient.movedim(bias.axis, -1) * bias.bias).sum()
     assert len(biases.met) == 5
-    assert float(total) == pytest.approx(float(score), rel=1e-4)
+    assert float(total.detach()) == pytest.approx(float(score.detach()), rel=1e-4)
 
 
 def test_full_gradient_sees_normalisation_with_a_fused_activation() -> None:

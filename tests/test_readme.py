@@ -21,14 +21,14 @@ README = (REPO / "README.md").read_text()
 def commands(group: typer.Typer, prefix: str = "") -> Iterator[str]:
     """Every command path, such as `config show`."""
     for command in group.registered_commands:
-        yield prefix + (command.name or getattr(command.callback, "__name__", ""))
+        yield prefix + str(command.name or getattr(command.callback, "__name__", ""))
     for inner in group.registered_groups:
         assert inner.typer_instance is not None
         yield from commands(inner.typer_instance, f"{prefix}{inner.name} ")
 
 
 def test_the_two_commands_stand_there_to_be_copied() -> None:
-    assert 'python -m pip install -e . && python -m camcli run sample_images/shapes --out out\n' in README
+    assert "python -m pip install -e . && python -m camcli run sample_images/shapes --out out\n" in README
     assert 'python -m pip install -e ".[test]" && python -m pytest\n' in README
 
 

@@ -28,7 +28,7 @@ def one_thread() -> Iterator[None]:
     [
         ("timm", "test_resnet", "layer4", "nchw", "5x5"),
         ("timm", "test_mambaout", "stages", "nhwc", "5x5"),
-        ("timm", "test_vit_relpos", "norm", "tokens", "10x10"),
+        ("timm", "test_vit_relpos", "blocks.8", "tokens", "10x10"),
         ("timm", "test_vit", "blocks.5.norm1", "tokens", "10x10"),
         ("timm", "deit_tiny_distilled_patch16_224", "blocks.11.norm1", "tokens", "14x14"),
         ("timm", "vit_tiny_patch16_dinov3_qkvb", "norm", "tokens", "16x16"),

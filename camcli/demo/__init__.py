@@ -7,7 +7,6 @@ It names the shapes in a picture, any number of them at once: every label has it
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 LABELS = (
     "circle",
@@ -23,18 +22,8 @@ LABELS = (
     "semicircle",
     "bolt",
 )
-ARCHS: dict[str, tuple[str, dict[str, Any]]] = {
-    "resnet": ("test_resnet", {"output_stride": 8}),
-    "vit": (
-        "vit_tiny_patch16_224",
-        {"img_size": 128, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 2},
-    ),
-    "swin": (
-        "swin_tiny_patch4_window7_224",
-        {"img_size": 128, "window_size": 8, "embed_dim": 32, "depths": [2, 2, 2], "num_heads": [1, 2, 4]},
-    ),
-}
-ARCH, KWARGS = ARCHS["resnet"]
+ARCH = "test_resnet"
+KWARGS = {"output_stride": 8}
 SIZE = 128
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)

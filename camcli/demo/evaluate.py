@@ -22,15 +22,17 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import safe_open
+from safetensors.torch import load_file
 
-from camcli.config import InputConfig, ModelConfig
-from camcli.demo import ARCHS, LABELS, MEAN, SIZE, STD, WEIGHTS
+from camcli.demo import LABELS, MEAN, SIZE, STD, WEIGHTS
+from camcli.demo.nets import build
 from camcli.demo.scenes import Scene, scene
 from camcli.engine import Engine
 from camcli.errors import ItemError
+from camcli.images import Preprocess
 from camcli.layers import resolve_layer
 from camcli.methods import METHODS
-from camcli.models import LoadedModel, load_model
+from camcli.models import LoadedModel
 from camcli.records import Heatmap
 
 TOLERANCE = 8
@@ -76,12 +78,15 @@ def training(weights: Path) -> dict[str, str]:
 
 
 def load(weights: Path) -> LoadedModel:
-    """The network of `weights`, as any other timm model is loaded."""
-    name, kwargs = ARCHS[training(weights)["arch"]]
-    config = ModelConfig(
-        source="timm", name=name, weights=str(weights), kwargs=kwargs, num_classes=len(LABELS), activation="sigmoid"
+    """The network of `weights`, ready to explain."""
+    arch = training(weights)["arch"]
+    module = build(arch)
+    module.load_state_dict(load_file(weights))
+    size = (SIZE, SIZE)
+    preprocess = Preprocess(size, size, MEAN, STD, "bilinear", "center")
+    return LoadedModel(
+        module.eval().requires_grad_(False), "demo", arch, LABELS, "sigmoid", preprocess, str(weights), None
     )
-    return load_model(config, InputConfig(size=(SIZE, SIZE), mean=MEAN, std=STD))
 
 
 def _explained(engine: Engine, scenes: int, seed: int) -> Iterator[tuple[Scene, tuple[Heatmap, ...]]]:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
@@ -27,8 +26,9 @@ from timm.layers import set_fused_attn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camcli.demo import ARCHS, LABELS, MEAN, SIZE, STD
+from camcli.demo import LABELS, MEAN, SIZE, STD
 from camcli.demo.evaluate import evaluate, report
+from camcli.demo.nets import NETS, build
 from camcli.demo.scenes import scene
 
 BATCH = 32
@@ -59,12 +59,6 @@ def train(arch: str, scenes: int, epochs: int, seed: int) -> Any:
             losses.append(loss.item())
         print(f"epoch {epoch + 1}: loss {np.mean(losses):.4f}, {time.perf_counter() - start:.0f} s", flush=True)
     return model
-
-
-def build(arch: str) -> Any:
-    """The timm model of `arch` with random weights."""
-    name, kwargs = ARCHS[arch]
-    return timm.create_model(name, num_classes=len(LABELS), **kwargs)
 
 
 def _loss(model: Any, cell_head: nn.Module, images: Tensor, labels: Tensor, cells: Tensor) -> Tensor:
@@ -142,7 +136,7 @@ def save(model: nn.Module, path: Path, **facts: object) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", choices=ARCHS, default="resnet")
+    parser.add_argument("--arch", choices=NETS, default="resnet")
     parser.add_argument("--scenes", type=int, default=16_000)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=20_240_607)

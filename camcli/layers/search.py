@@ -7,6 +7,7 @@ whose gradient is alive in the cells.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -200,13 +201,15 @@ class Search:
         return self.probe.verdicts(spot.place for spot in spots)
 
 
-def distinct(outputs: Iterable[Output]) -> list[Output]:
-    """One output per tensor, under its shallowest name, in order of computation."""
+def distinct(outputs: Sequence[Output]) -> list[Output]:
+    """One output per tensor, named by the outermost module around its maker that returns it too, and only once."""
+    times = Counter((vertex(output.edge), output.place.path, output.place.call) for output in outputs)
     best: dict[Vertex, Output] = {}
     for output in outputs:
-        known = best.setdefault(vertex(output.edge), output)
-        if output.place.path.count(".") < known.place.path.count("."):
-            best[vertex(output.edge)] = output
+        point, place = vertex(output.edge), output.place
+        maker = best.setdefault(point, output).place.path
+        if maker.startswith(f"{place.path}.") and times[point, place.path, place.call] == 1:
+            best[point] = output
     return list(best.values())
 
 

@@ -44,7 +44,8 @@ def concepts_of(cells: Tensor, count: int) -> Tensor:
     for _ in range(SWEEPS):
         _improve(weights, cells @ concepts.T, concepts @ concepts.T)
         _improve(concepts.T, cells.T @ weights, weights.T @ weights)
-    return concepts / concepts.norm(dim=1, keepdim=True).clamp_min(TINY)
+    lengths: Tensor = concepts.norm(dim=1, keepdim=True)
+    return concepts / lengths.clamp_min(TINY)
 
 
 def weights_of(cells: Tensor, concepts: Tensor) -> Tensor:

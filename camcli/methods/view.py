@@ -47,9 +47,13 @@ class Batch:
         return (self.logits * self.aims).sum(dim=1)
 
     def logits_of(self, variants: Iterable[Tensor]) -> Tensor:
-        """Chunks [n,3,H,W] of changed pictures -> float32 [N,K], one forward pass for each chunk."""
+        """Chunks [n,3,H,W] of changed pictures -> float32 [N,K], one forward pass for each chunk.
+
+        Colours go last in memory, which convolutions on a CPU take up to a third less time for.
+        """
         with torch.no_grad():
-            return torch.cat([self.network(chunk) for chunk in variants])
+            chunks = (chunk.contiguous(memory_format=torch.channels_last) for chunk in variants)
+            return torch.cat([self.network(chunk) for chunk in chunks])
 
     def input_gradients(self, inputs: Tensor) -> Tensor:
         """d score / d input at `inputs`, float32 [B,3,H,W], a chunk of pictures at a time."""

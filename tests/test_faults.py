@@ -1,0 +1,261 @@
+"""Disks that fill up or vanish, models that run out of memory or answer NaN: recorded or stopped, never lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from camcli import storage
+from camcli.engine import Engine
+from camcli.stream import even_batches
+from tests.conftest import Ended
+from tests.test_resume import SMALL, contents, pictures
+from tests.test_run import TINY, lines, manifest
+
+Camcli = Callable[..., Ended]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting is refused here: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_the_next_one_completes_it(
+    camcli: Camcli, small_disk: Path, tmp_path: Path
+) -> None:
+    folder, out = pictures(tmp_path / "in", 40), small_disk / "out"
+    words = ("run", folder, *SMALL, "--out")
+    ended = camcli(*words, out)
+    assert ended.code == 3
+    assert "No space left on device" in ended.err
+    assert "the same command goes on from there" in ended.err
+    assert "Traceback" not in ended.err
+    found = lines(out)
+    assert 0 < len(found) < 40
+    for record in found:
+        assert all((out / name).stat().st_size == size for name, size in record["files"].items())
+    assert not [p for p in out.rglob(".camcli*") if p.stat().st_size]
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    assert camcli(*words, out).code == 0
+    assert manifest(out)["resumed"]["kept"] == len(found)
+    assert camcli(*words, tmp_path / "once").code == 0
+    assert contents(out) == contents(tmp_path / "once")
+
+
+def test_a_read_only_disk_is_fatal(camcli: Camcli, small_disk: Path, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    ended = camcli("run", pictures(tmp_path / "in", 1), "--out", small_disk / "out", *TINY)
+    assert ended.code == 3
+    assert "Read-only file system" in ended.err
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOSPC])
+def test_a_disk_that_fails_midway_stops_the_run(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder, out = pictures(tmp_path / "in", 12), tmp_path / "out"
+    real = storage.write_atomic
+
+    def failing(path: Path, *words: Any, **more: Any) -> None:
+        if path.name.startswith("07"):
+            raise OSError(number, os.strerror(number))
+        real(path, *words, **more)
+
+    monkeypatch.setattr(storage, "write_atomic", failing)
+    ended = camcli("run", folder, "--out", out, *SMALL)
+    assert ended.code == 3
+    assert os.strerror(number) in ended.err
+    assert manifest(out)["status"] == "running"
+    monkeypatch.undo()
+    assert camcli("run", folder, "--out", out, *SMALL).code == 0
+    assert len(lines(out)) == 12
+
+
+def test_records_stay_whole_when_their_disk_fails(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = pictures(tmp_path / "in", 6), tmp_path / "out"
+
+    def torn(number: int, data: bytes) -> None:
+        os.write(number, data[:100])
+        if b'"03.jpg"' in data:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        os.write(number, data[100:])
+
+    monkeypatch.setattr(storage, "write_all", torn)
+    assert camcli("run", folder, "--out", out, *SMALL).code == 3
+    assert len(lines(out)) == 3
+
+
+def test_one_file_that_cannot_be_written_is_one_failure(camcli: Camcli, tmp_path: Path) -> None:
+    folder, out = pictures(tmp_path / "in", 3), tmp_path / "out"
+    (out / "reports" / "01.png.json").mkdir(parents=True)
+    assert camcli("run", folder, "--out", out, *TINY).code == 1
+    assert {r["id"]: r.get("kind") for r in lines(out)} == {
+        "00.jpg": None,
+        "01.png": "IsADirectoryError",
+        "02.png": None,
+    }
+
+
+def test_output_inside_input_is_never_input(camcli: Camcli, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "in", 3)
+    for out in (folder / "out", folder):
+        words = ("run", folder, "--out", out, *TINY)
+        assert camcli(*words).code == 0
+        assert "nothing to do: all 3 images" in camcli(*words).err
+    for words in ((folder, "--out", tmp_path / "other"), (f"{folder}/*.*g", "--out", folder)):
+        assert camcli("run", *words, "--dry-run").err.splitlines()[-1].startswith("3 images")
+
+
+def failing_engine(monkeypatch: pytest.MonkeyPatch, fail: Callable[[torch.Tensor], None]) -> None:
+    """Let `fail` see each batch, uint8 [B,H,W,3], before the engine does."""
+    real = Engine.explain
+
+    def explain(self: Engine, pixels: torch.Tensor, *words: Any) -> Any:
+        fail(pixels)
+        return real(self, pixels, *words)
+
+    monkeypatch.setattr(Engine, "explain", explain)
+
+
+def cuda_out_of_memory(text: str) -> Exception:
+    """As torch raises it."""
+    return torch.OutOfMemoryError(text)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        cuda_out_of_memory("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_out_of_memory_halves_the_batch(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    sizes = []
+
+    def fail(pixels: torch.Tensor) -> None:
+        sizes.append(len(pixels))
+        if len(pixels) > 2:
+            raise error
+
+    failing_engine(monkeypatch, fail)
+    folder = pictures(tmp_path / "in", 16)
+    assert camcli("run", folder, "--out", tmp_path / "out", *TINY, "-s", "runtime.batch_size=8").code == 0
+    assert sizes == [8, 4, *[2] * 8]
+
+
+def test_out_of_memory_with_one_picture_is_its_failure(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(pixels: torch.Tensor) -> None:
+        raise cuda_out_of_memory("CUDA out of memory")
+
+    failing_engine(monkeypatch, fail)
+    assert camcli("run", pictures(tmp_path / "in", 3), "--out", tmp_path / "out", *TINY).code == 1
+    assert [(r["stage"], r["kind"]) for r in lines(tmp_path / "out")] == [("forward", "OutOfMemoryError")] * 3
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, AssertionError])
+def test_an_error_of_the_device_is_the_failure_of_the_picture_that_causes_it(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    folder = pictures(tmp_path / "in", 6)
+    from camcli.configfile import load_config
+    from camcli.images import load_picture
+    from camcli.pipeline import load_model
+
+    config = load_config(None, [word for word in TINY if word != "-s"]).config
+    culprit = load_picture(folder / "03.jpg", load_model(config.model, config.input).preprocess).input
+
+    def fail(pixels: torch.Tensor) -> None:
+        if any(bool((p == torch.from_numpy(culprit)).all()) for p in pixels):
+            raise kind("CUDA error: device-side assert triggered")
+
+    failing_engine(monkeypatch, fail)
+    assert camcli("run", folder, "--out", tmp_path / "out", *TINY).code == 1
+    failed = [(r["id"], r["stage"], r["kind"], r["message"]) for r in lines(tmp_path / "out") if r["status"] != "done"]
+    assert failed == [("03.jpg", "forward", kind.__name__, "CUDA error: device-side assert triggered")]
+
+
+def test_a_model_that_answers_nan_is_recorded_for_that_picture(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from camcli import pipeline
+
+    real = pipeline.load_model
+
+    def poisoned(*words: Any) -> Any:
+        model = real(*words)
+
+        def hook(module: torch.nn.Module, args: Any, logits: torch.Tensor) -> torch.Tensor:
+            logits = logits.clone()
+            if len(logits) == 4:
+                logits[2] = float("nan")
+            return logits
+
+        model.module.register_forward_hook(hook)
+        return model
+
+    monkeypatch.setattr(pipeline, "load_model", poisoned)
+    words = (*TINY, "-s", "layer=layer4", "-s", "runtime.batch_size=4")
+    assert camcli("run", pictures(tmp_path / "in", 4), "--out", tmp_path / "out", *words).code == 1
+    assert {r["id"]: r.get("kind") for r in lines(tmp_path / "out")} == {
+        "00.jpg": None,
+        "01.png": None,
+        "02.png": "NotFinite",
+        "03.jpg": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "at_most"), [(("--fail-fast",), 1), (("--max-errors", "3"), 4), (("--max-errors", "10%"), 7)]
+)
+def test_too_many_errors_stop_the_run(camcli: Camcli, tmp_path: Path, words: tuple[str, ...], at_most: int) -> None:
+    folder, out = pictures(tmp_path / "in", 10), tmp_path / "out"
+    for i in range(50):
+        (folder / f"b{i}.jpg").write_text("no picture")
+    one = (*TINY, "-s", "runtime.batch_size=1", "-s", "runtime.threads=1")
+    ended = camcli("run", folder, "--out", out, *one, *words)
+    assert ended.code == 1
+    told = manifest(out)
+    in_flight = 8
+    assert at_most <= told["counts"]["failed"] <= at_most + in_flight
+    assert told["status"] == "stopped"
+    ids = [r["id"] for r in lines(out)]
+    assert ids == sorted(os.listdir(folder))[: len(ids)]
+    assert "not reached" in ended.err
+    assert camcli("run", folder, "--out", out, *one).code == 1
+    assert manifest(out)["counts"] == {"done": 10, "failed": 50, "skipped": 0}
+
+
+def test_nonsense_limits_of_errors_are_refused(camcli: Camcli, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "in", 1)
+    for text in ("many", "-1", "5 %", "1.5"):
+        assert camcli("run", folder, "--out", tmp_path / "out", f"--max-errors={text}").code == 2
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "expected"),
+    [(1, 16, 1), (2, 16, 2), (3, 16, 4), (17, 16, 12), (16, 16, 16), (1000, 16, 16), (5, 3, 3), (0, 8, 1)],
+)
+def test_batches_are_filled_evenly(images: int, batch: int, expected: int) -> None:
+    assert even_batches(images, batch) == expected
