@@ -62,7 +62,7 @@ def settled(job: Job) -> tuple[RunReport, manifest.Manifest] | None:
 def _same_job(job: Job, found: manifest.Manifest) -> bool:
     """Whether a finished run had the same pictures, settings, weights, labels and libraries."""
     try:
-        return (
+        return bool(
             found["status"] == "finished"
             and same_wish(found["config"], job.config.model_dump(mode="json"))
             and found["inputs"] == manifest.listing(job.items, job.asked)
@@ -78,7 +78,7 @@ def _same_files(config: RunConfig, found: manifest.Manifest) -> bool:
     if labels and labels_hash(read_labels(Path(labels).expanduser())) != found["identity"]["model"]["labels_sha256"]:
         return False
     state = None if weights == "none" else state_of(Path(weights))
-    return (state.sha256 if state else None) == found["model"]["weights_sha256"]
+    return bool((state.sha256 if state else None) == found["model"]["weights_sha256"])
 
 
 def _report(job: Job, work: Plan, ledger: Ledger) -> RunReport:

@@ -70,13 +70,17 @@ def inspect(out: Path, check: Check) -> Standing:
         verdicts.setdefault(verdict(item, ledger.entries.get(item.id), out, check), []).append(item.id)
     failed = verdicts.get("failed", [])
     return Standing(
-        str(out),
-        _run_status(suffixes, manifests),
-        *(tuple(verdicts.get(name, ())) for name in ("done", "failed", "missing", "changed", "damaged")),
-        vanished(known, ledger),
-        dict(sorted(manifest.failures(ledger.entries[name] for name in failed).items())),
-        items is not None,
-        0 if items is not None else max(0, inputs.get("images", 0) - len(known)),
+        out=str(out),
+        run=_run_status(suffixes, manifests),
+        done=tuple(verdicts.get("done", ())),
+        failed=tuple(failed),
+        missing=tuple(verdicts.get("missing", ())),
+        changed=tuple(verdicts.get("changed", ())),
+        damaged=tuple(verdicts.get("damaged", ())),
+        vanished=vanished(known, ledger),
+        failures=dict(sorted(manifest.failures(ledger.entries[name] for name in failed).items())),
+        listed=items is not None,
+        unknown=0 if items is not None else max(0, inputs.get("images", 0) - len(known)),
     )
 
 

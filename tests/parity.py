@@ -3,8 +3,9 @@
     python -m tests.parity                    the whole matrix, some minutes
     python -m tests.parity vgg16 scorecam     some networks, some methods
 
-Each figure is the lowest correlation over two pictures (one for scorecam and ablationcam). `=` marks a naive definition in the place of a package that
-computes something else there (tests/test_parity.py shows each such defect), and `-` a method that does not apply.
+Each figure is the lowest correlation over two pictures (one for scorecam and ablationcam). `=` marks a naive
+definition in the place of a package that computes something else there (tests/test_parity.py shows each such defect),
+and `-` a method that does not apply.
 """
 
 from __future__ import annotations
@@ -101,9 +102,8 @@ def agreement(case: Case, name: str) -> tuple[float, str]:
         raw = case.raw(name)
     except MethodError:
         return float("nan"), "-"
-    signed = METHODS.get(name).signed
     theirs, mark = reference(case, name)
-    ours = raw.numpy() if signed or raw.shape[-1] == side else oracles.shown(raw, side)
+    ours = raw.numpy() if raw.shape[-1] == theirs.shape[-1] else oracles.shown(raw, side)
     figures = [oracles.correlation(a, b) for a, b in zip(ours, theirs, strict=True)]
     if name in UP_TO_SIGN:
         turned = zip(oracles.shown(-raw, side), theirs, strict=True)
@@ -112,10 +112,10 @@ def agreement(case: Case, name: str) -> tuple[float, str]:
 
 
 def reference(case: Case, name: str) -> tuple[Array, str]:
-    """[B,H,W] of the package where it is right, else of the naive definition, with its mark."""
+    """[B,H,W] of the package where it is right, else the (raw) map of the naive definition, with its mark."""
     module, path, x = case.module, case.net.path, case.x
     if name == "ablationcam" and (case.net.name not in RELU_ONLY):
-        return oracles.shown(oracles.ablation(module, path, case.maps_of, x, case.target), case.net.side), "="
+        return oracles.ablation(module, path, case.maps_of, x, case.target).numpy(), "="
     if name == "fullgrad" and case.net.name not in CONV_ONLY:
         return oracles.full_gradient(module, case.reshape, x, case.target).numpy(), "="
     if name in peers.GRAD_CAM:

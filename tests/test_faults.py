@@ -13,7 +13,10 @@ import pytest
 import torch
 
 from camcli import storage
+from camcli.configfile import load_config
 from camcli.engine import Engine
+from camcli.images import load_picture
+from camcli.models import load_model
 from camcli.stream import even_batches
 from tests.conftest import Ended
 from tests.test_resume import SMALL, contents, pictures
@@ -118,8 +121,8 @@ def test_output_inside_input_is_never_input(camcli: Camcli, tmp_path: Path) -> N
         words = ("run", folder, "--out", out, *TINY)
         assert camcli(*words).code == 0
         assert "nothing to do: all 3 images" in camcli(*words).err
-    for words in ((folder, "--out", tmp_path / "other"), (f"{folder}/*.*g", "--out", folder)):
-        assert camcli("run", *words, "--dry-run").err.splitlines()[-1].startswith("3 images")
+    for named, out in ((folder, tmp_path / "other"), (f"{folder}/*.*g", folder)):
+        assert camcli("run", named, "--out", out, "--dry-run").err.splitlines()[-1].startswith("3 images")
 
 
 def failing_engine(monkeypatch: pytest.MonkeyPatch, fail: Callable[[torch.Tensor], None]) -> None:
@@ -179,10 +182,6 @@ def test_an_error_of_the_device_is_the_failure_of_the_picture_that_causes_it(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     folder = pictures(tmp_path / "in", 6)
-    from camcli.configfile import load_config
-    from camcli.images import load_picture
-    from camcli.pipeline import load_model
-
     config = load_config(None, [word for word in TINY if word != "-s"]).config
     culprit = load_picture(folder / "03.jpg", load_model(config.model, config.input).preprocess).input
 
@@ -199,9 +198,7 @@ def test_an_error_of_the_device_is_the_failure_of_the_picture_that_causes_it(
 def test_a_model_that_answers_nan_is_recorded_for_that_picture(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from camcli import pipeline
-
-    real = pipeline.load_model
+    real = load_model
 
     def poisoned(*words: Any) -> Any:
         model = real(*words)
@@ -215,7 +212,7 @@ def test_a_model_that_answers_nan_is_recorded_for_that_picture(
         model.module.register_forward_hook(hook)
         return model
 
-    monkeypatch.setattr(pipeline, "load_model", poisoned)
+    monkeypatch.setattr("camcli.pipeline.load_model", poisoned)
     words = (*TINY, "-s", "layer=layer4", "-s", "runtime.batch_size=4")
     assert camcli("run", pictures(tmp_path / "in", 4), "--out", tmp_path / "out", *words).code == 1
     assert {r["id"]: r.get("kind") for r in lines(tmp_path / "out")} == {

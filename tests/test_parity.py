@@ -24,33 +24,34 @@ case_of = cache(Case.of)
 
 
 class TinyNet(nn.Module):
-    """Two ReLUs, the second on the target layer; small enough for one forward per channel many times over."""
+    """The target layer is `act`, and a convolution follows; two logits are positive, two negative."""
 
-    def __init__(self) -> None:
+    def __init__(self, act: nn.Module) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.conv1, self.conv2 = nn.Conv2d(3, 6, 5, stride=2), nn.Conv2d(6, 12, 3, stride=2)
-        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+        self.relu1, self.act = nn.ReLU(), act
         self.conv3, self.head = nn.Conv2d(12, 8, 3), nn.Linear(8, 4)
+        self.head.bias.data = torch.tensor([2.0, -2.0, 2.0, -2.0])
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,3,H,W] -> logits [B,4]."""
-        late = self.conv3(self.relu2(self.conv2(self.relu1(self.conv1(x)))))
+        late = self.conv3(self.act(self.conv2(self.relu1(self.conv1(x)))))
         logits: Tensor = self.head(F.gelu(late).mean((2, 3)))
         return logits
 
 
 def late_logits(module: TinyNet, maps: Tensor) -> Tensor:
-    """What the network makes of the outputs of `relu2`."""
+    """What the network makes of the outputs of `act`."""
     logits: Tensor = module.head(F.gelu(module.conv3(maps)).mean((2, 3)))
     return logits
 
 
-def tiny(path: str = "relu2") -> Case:
+def tiny(act: nn.Module) -> Case:
     """A case with 7 x 7 cells."""
-    module = TinyNet().eval().requires_grad_(False)
+    module = TinyNet(act).eval().requires_grad_(False)
     x = inputs(2, 32)
-    return Case(Net("tiny", 32, path), module, x, 7, int(module(x).amin(0).argmax()))
+    return Case(Net("tiny", 32, "act"), module, x, 7, int(module(x).amin(0).argmax()))
 
 
 @pytest.mark.parametrize("method", [*FROM_ONE_BACKWARD, "eigencam"])
@@ -89,28 +90,28 @@ def test_full_gradient_counts_the_biases_of_transformers(net: str) -> None:
 
 @pytest.mark.parametrize("method", ["scorecam", "ablationcam"])
 def test_rescoring_is_that_of_the_reference_package(method: str) -> None:
-    case = tiny()
-    theirs = peers.grad_cam(method, case.module, "relu2", case.x, case.target)
+    case = tiny(nn.ReLU())
+    theirs = peers.grad_cam(method, case.module, "act", case.x, case.target)
     ours = oracles.shown(case.raw(method), 32)
     assert min(oracles.correlation(a, b) for a, b in zip(ours, theirs, strict=True)) > 0.9999
 
 
 def test_ablation_sets_channels_to_zero_where_the_package_does_not() -> None:
     """Where activations go negative, the package writes -1e7 into a channel instead of taking it out."""
-    case = tiny("conv2")
-    naive = oracles.shown(oracles.ablation(case.module, "conv2", lambda t: t, case.x, case.target), 32)
-    theirs = peers.grad_cam("ablationcam", case.module, "conv2", case.x, case.target)
+    case = tiny(nn.SiLU())
+    naive = oracles.shown(oracles.ablation(case.module, "act", lambda t: t, case.x, case.target), 32)
+    theirs = peers.grad_cam("ablationcam", case.module, "act", case.x, case.target)
     ours = oracles.shown(case.raw("ablationcam"), 32)
     assert min(oracles.correlation(a, b) for a, b in zip(ours, naive, strict=True)) > 0.9999
     assert min(oracles.correlation(a, b) for a, b in zip(theirs, naive, strict=True)) < 0.99
 
 
 def test_ablation_of_a_negative_logit_keeps_its_sign() -> None:
-    """Divided by y < 0, as in the paper, channels that hold the logit up would count against it."""
-    case = tiny()
+    """Divided by y < 0, as in the paper and the package, channels that hold the logit up count against it."""
+    case = tiny(nn.ReLU())
     module = case.module
     assert isinstance(module, TinyNet)
-    maps = module.relu2(module.conv2(module.relu1(module.conv1(case.x))))
+    maps = module.act(module.conv2(module.relu1(module.conv1(case.x))))
     logits = late_logits(module, maps)
     target = int(logits.amax(0).argmin())
     assert logits[:, target].max() < 0
@@ -120,6 +121,9 @@ def test_ablation_of_a_negative_logit_keeps_its_sign() -> None:
     fall = (logits - late_logits(module, without))[0, target]
     weight = case.parts("ablationcam", target)[0, channel].sum() / maps[0, channel].sum()
     assert float(weight) == pytest.approx(float(fall / logits[0, target].abs()), rel=1e-4)
+    naive = oracles.shown(oracles.ablation(module, "act", lambda t: t, case.x, target), 32)
+    theirs = peers.grad_cam("ablationcam", module, "act", case.x, target)
+    assert max(oracles.correlation(a, b) for a, b in zip(theirs, naive, strict=True)) < 0
 
 
 @pytest.mark.parametrize("method", ["gradcam", "layercam"])

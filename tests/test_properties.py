@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,7 +19,7 @@ from camcli.configfile import load_config
 from camcli.errors import ConfigError
 from camcli.images import Preprocess, full_size, model_input
 from camcli.records import Box
-from camcli.report import report_text, sealed
+from camcli.report import ImageRecord, ModelRecord, report_text, sealed
 from camcli.storage import NAME_BYTES, fitted, is_inside
 from tests.fuzz_decode import fuzz
 from tests.soak import soak
@@ -62,8 +63,6 @@ def test_any_bytes_are_a_config_or_a_config_error(data: bytes) -> None:
 @quick
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
 def test_any_values_are_a_config_or_a_config_error(values: dict[str, object]) -> None:
-    import yaml
-
     loads_or_refuses(yaml.safe_dump(values).encode())
 
 
@@ -139,18 +138,13 @@ def test_heat_lies_on_the_picture_and_in_the_box(width: int, height: int, h: int
 
 @pytest.mark.parametrize("length", [0, 1, 400, 4000, 40_000])
 def test_a_report_knows_its_own_size(length: int) -> None:
-    from tests.test_placement import PICTURES
-
-    assert PICTURES
     record = _record("x" * length)
     found = sealed(record, "f", {"overlays/a.jpg": 5}, "reports/a.json")
     assert found.files == {"overlays/a.jpg": 5, "reports/a.json": len(report_text(found))}
     assert sealed(record, "f", {"overlays/a.jpg": 5}, None).files == {"overlays/a.jpg": 5}
 
 
-def _record(layer: str) -> object:
-    from camcli.report import ImageRecord, ModelRecord
-
+def _record(layer: str) -> ImageRecord:
     model = ModelRecord(source="demo", name="demo", weights_sha256=None)
     return ImageRecord(
         id="a", source="a", width=1, height=1, seen=(0, 0, 1, 1), model=model, layer=layer, top=[], heatmaps=[], maps=[]

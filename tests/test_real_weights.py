@@ -1,4 +1,4 @@
-"""Real ImageNet weights on real photographs, where a developer keeps the weights in `shared/weights` beside the checkout."""
+"""Real ImageNet weights on real photographs; skipped where no folder `shared/weights` lies beside the checkout."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ model: {{source: torchvision, name: squeezenet1_0, weights: {REAL_WEIGHTS}/squee
 """,
     "mobilenet": f"""
 model:
-  {{source: timm, name: mobilenetv2_100, weights: {REAL_WEIGHTS}/mobilenetv2_100.safetensors, kwargs: {{pad_type: same}}}}
+  source: timm
+  name: mobilenetv2_100
+  weights: {REAL_WEIGHTS}/mobilenetv2_100.safetensors
+  kwargs: {{pad_type: same}}
 input: {{mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}}
 """,
 }

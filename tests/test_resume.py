@@ -295,9 +295,10 @@ def test_a_signal_ends_a_run_that_the_next_one_completes(driver: Driver, tmp_pat
 
 def test_a_second_signal_stops_at_once(driver: Driver, tmp_path: Path) -> None:
     folder, out = pictures(tmp_path / "in", 40), tmp_path / "out"
-    slow = (*TINY, "-s", "runtime.batch_size=40", "-s", "methods=scorecam", "-s", "options.chunk=1")
+    slow = (*TINY, "-s", "runtime.batch_size=2", "-s", "methods=occlusion", "-s", "options={patch: 8, stride: 2}")
     pid = driver.start("run", folder, "--out", out, *slow)
-    while not (out / "results.jsonl").exists():
+    results = out / "results.jsonl"
+    while not (results.exists() and results.stat().st_size):
         time.sleep(0.01)
     os.kill(pid, signal.SIGTERM)
     time.sleep(0.2)

@@ -14,6 +14,7 @@ from camcli.demo.evaluate import evaluate, training
 from camcli.demo.scenes import OUTLINES, SAMPLES, Scene, scene, write_samples
 
 SAMPLE_IMAGES = Path(__file__).parents[1] / "sample_images" / "shapes"
+TRANSFORMERS = Path(__file__).with_name("weights")
 SIZES = [(128, 128), (200, 90), (97, 160)]
 
 
@@ -80,10 +81,16 @@ def test_sample_pictures_are_small_varied_and_drawn_by_the_script(tmp_path: Path
     assert len({(width, height) for width, height, _, _ in SAMPLES}) == 12
 
 
-def test_the_shipped_weights_are_small_and_good_on_scenes_that_training_never_saw() -> None:
-    assert WEIGHTS.stat().st_size <= 2_000_000
-    quality = evaluate(scenes=40, seed=1)
-    assert min(quality.present, quality.absent, quality.pointing_game) > 0.93
+@pytest.mark.parametrize(
+    ("weights", "share"),
+    [(WEIGHTS, 0.95), (TRANSFORMERS / "vit.safetensors", 0.8), (TRANSFORMERS / "swin.safetensors", 0.8)],
+    ids=["resnet", "vit", "swin"],
+)
+def test_weights_are_small_and_good_on_scenes_that_training_never_saw(weights: Path, share: float) -> None:
+    assert weights.stat().st_size <= 2_000_000
+    quality = evaluate(scenes=30, seed=1, weights=weights)
+    assert min(quality.present, quality.absent) > 0.9
+    assert quality.pointing_game > share
 
 
 def test_the_seed_of_training_is_refused() -> None:

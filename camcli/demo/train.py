@@ -1,11 +1,14 @@
-"""Trains the embedded model on generated scenes and writes its weights.
+"""Trains one of the networks on generated scenes, writes its weights and prints their quality.
 
-    python -m camcli.demo.train --out model.safetensors
+    python -m camcli.demo.train                               the embedded model
+    python -m camcli.demo.train --arch vit --epochs 3         tests/weights/vit.safetensors
+    python -m camcli.demo.train --arch swin --epochs 4        tests/weights/swin.safetensors
 
 Every scene is drawn once; flips, quarter turns, swapped colour channels, contrast and blur make it fresh in every
 epoch. The loss is binary cross-entropy per label, plus cross-entropy for what each cell of the last features shows,
-through a second head that is thrown away ("token labeling", https://arxiv.org/abs/2104.10858): with it a few minutes
-on a CPU suffice. Weights are stored as float16, and the quality printed at the end is that of the stored file.
+through a second head that is thrown away ("token labeling", https://arxiv.org/abs/2104.10858): with it about ten
+minutes of one CPU core suffice. One thread (OMP_NUM_THREADS=1) is best on a machine that is busy. Weights are stored
+as float16, and the quality printed at the end is that of the stored file on scenes of another seed.
 """
 
 from __future__ import annotations

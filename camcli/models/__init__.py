@@ -77,7 +77,7 @@ def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) 
     """
     source = model_source(config.source)
     file = _weights_file(source, config, offline)
-    digest = _checked_hash(config, file)
+    _check_hash(config, file)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = source.build(config, file).eval().requires_grad_(False)
@@ -92,17 +92,18 @@ def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) 
         config.activation or default,
         preprocess,
         str(file or "none"),
-        digest,
+        sha256(file) if file else None,
     )
 
 
-def _checked_hash(config: ModelConfig, file: Path | None) -> str | None:
-    """SHA-256 of the weights, before they are read; raises ModelError where the config names another."""
-    digest = sha256(file) if file else None
+def _check_hash(config: ModelConfig, file: Path | None) -> None:
+    """Before weights are read; raises ModelError where the config names others."""
     wanted = config.weights_sha256
-    if wanted is not None and digest != wanted.lower():
+    if wanted is None:
+        return
+    digest = sha256(file) if file else None
+    if digest != wanted.lower():
         raise ModelError(f"{file or 'random weights'}: has SHA-256 {digest}, but model.weights_sha256 is {wanted}")
-    return digest
 
 
 def _class_count(module: nn.Module, name: str, size: tuple[int, int]) -> int:

@@ -100,7 +100,8 @@ def build(config: ModelConfig, file: Path | None) -> nn.Module:
         )
     try:
         if file is None:
-            return timm.create_model(config.name, **kwargs)
+            random: nn.Module = timm.create_model(config.name, **kwargs)
+            return random
         return _with_weights(config, kwargs, file)
     except TypeError as error:
         raise ConfigError(f"model.kwargs do not fit timm's {config.name}: {error}") from None
