@@ -68,8 +68,8 @@ def test_two_targets_on_one_scene_give_two_maps(camcli: Camcli, tmp_path: Path) 
     scene = next(path for path in sorted(SHAPES.iterdir()) if path.stem.count("-") == 2)
     assert camcli("run", scene, "--out", tmp_path / "out", "-s", "maps=npz").code == 0
     [record] = lines(tmp_path / "out")
-    arrays = np.load(tmp_path / "out" / record["maps"][0])
-    a, b = (arrays[f"gradcam.{h['target']['index']}"] for h in record["heatmaps"])
+    with np.load(tmp_path / "out" / record["maps"][0]) as arrays:
+        a, b = (arrays[f"gradcam.{h['target']['index']}"] for h in record["heatmaps"])
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] < 0.5
 
 
@@ -121,7 +121,7 @@ def test_exit_codes_of_what_the_user_gets_wrong(camcli: Camcli, pictures: Path, 
         (pictures, *out, "-s", "modle=demo"): (2, "unknown key, did you mean 'model'?"),
         (pictures, *out, "-m", "timm/resnet5"): (2, "did you mean 'resnet50'"),
         (pictures, *out, "-m", "torchvision/resnet5"): (2, "did you mean 'resnet50'"),
-        (pictures, *out, "-s", "methods=grdcam"): (2, "did you mean 'gradcam'?"),
+        (pictures, *out, "-s", "methods=grdcam"): (2, "unknown method 'grdcam', did you mean 'gradcam'"),
         (pictures, *out, *TINY, "-s", "targets=[dog]"): (2, "the model has no class 'dog'"),
         (pictures, *out, *TINY, "-s", "targets=[9]"): (2, "class 9 is not one of the model's 0..3"),
         (pictures, *out, *TINY, "-s", "layer=layer5"): (2, "layer5"),
