@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from camcli.config import InputConfig, Interpolation, ModelConfig
 from camcli.errors import ItemError
 from camcli.images import Preprocess, decode, load_picture, model_input
+from camcli.libtiff import hush
 from camcli.models import model_source
 from camcli.records import Box
 from tests.conftest import save_picture
@@ -114,6 +115,26 @@ def test_deep_grey_is_scaled_and_transparency_laid_on_white(tmp_path: Path) -> N
         assert pixels_apart(grey, np.arange(256)) <= 1
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert decode(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_float_pictures_of_extreme_range_do_not_overflow(tmp_path: Path) -> None:
+    values = np.array([[-3e38, 0.0], [3e38, np.inf]], dtype=np.float32)
+    Image.fromarray(values).save(tmp_path / "x.tiff")
+    grey = np.asarray(decode(tmp_path / "x.tiff"))[..., 0]
+    assert grey[0].tolist() == [0, 128]
+    assert grey[1, 0] == 255
+
+
+def test_damaged_tiffs_are_told_of_in_the_record_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "x.tiff", compression="tiff_lzw")
+    data = bytearray((tmp_path / "x.tiff").read_bytes())
+    for at in range(8, len(data) // 2):
+        data[at] ^= 0x5A
+    (tmp_path / "x.tiff").write_bytes(data)
+    hush()
+    with pytest.raises(ItemError, match=r"x\.tiff"):
+        decode(tmp_path / "x.tiff")
+    assert capfd.readouterr() == ("", "")
 
 
 def bad_files() -> dict[str, tuple[bytes, str, str]]:

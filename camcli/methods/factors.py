@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from camcli.errors import MethodError
 from camcli.methods.view import Batch, LayerView, Method
 
 SWEEPS = 200
@@ -17,7 +18,7 @@ TINY = 1e-12
 
 
 def _of_a_folder(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
-    raise NotImplementedError("concepts belong to a folder, not to a batch")
+    raise MethodError("dff finds concepts in a folder, not in a batch; use `camcli dff`")
 
 
 DFF = Method(
