@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from pydantic import JsonValue
 
 from camcli.config import InputConfig, ModelConfig
 from camcli.errors import ConfigError
@@ -54,6 +55,16 @@ def test_published_weights_of_vision_transformers_get_their_input_size() -> None
     config = ModelConfig(source="torchvision", name="vit_b_16.IMAGENET1K_SWAG_E2E_V1")
     expected = torchvision.models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1.meta["min_size"][0]
     assert source.build(config, None).image_size == expected == source.preprocess(config, torch.nn.Identity()).size[0]
+
+
+@pytest.mark.parametrize(("kwargs", "side"), [({}, 518), ({"image_size": 224}, 224)])
+def test_random_vision_transformers_fit_their_input_too(kwargs: dict[str, JsonValue], side: int) -> None:
+    from camcli.models import torchvision as source
+
+    config = ModelConfig(source="torchvision", name="vit_h_14", weights="none", kwargs=kwargs)
+    with torch.device("meta"):
+        module = source.build(config, None)
+    assert module.image_size == side == source.preprocess(config, module).size[0]
 
 
 @pytest.mark.parametrize(

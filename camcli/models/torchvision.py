@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torchvision
 from torch import nn
@@ -47,7 +47,7 @@ def build(config: ModelConfig, file: Path | None) -> nn.Module:
     arch = config.name.partition(".")[0]
     if arch not in names():
         raise ConfigError(f"unknown torchvision model {arch!r}{did_you_mean(arch, names())}")
-    kwargs = _kwargs(config, arch, pretrained=config.weights == "pretrained")
+    kwargs = _kwargs(config, arch)
     try:
         module: nn.Module = torchvision.models.get_model(arch, weights=None, **kwargs)
     except TypeError as error:
@@ -57,10 +57,10 @@ def build(config: ModelConfig, file: Path | None) -> nn.Module:
     return module
 
 
-def _kwargs(config: ModelConfig, arch: str, pretrained: bool) -> dict[str, Any]:
+def _kwargs(config: ModelConfig, arch: str) -> dict[str, Any]:
     """What torchvision itself passes when it builds an architecture for its weights, and the user's own."""
     kwargs: dict[str, Any] = {}
-    entry = _entry(config.name) if pretrained else None
+    entry = _entry(config.name)
     if arch in _WITH_AUXILIARY_HEADS:
         kwargs.update(transform_input=config.weights != "none", init_weights=False)
     if arch.startswith("vit_") and entry is not None:
@@ -87,7 +87,9 @@ def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess:
         imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         return Preprocess((224, 224), (256, 256), *imagenet, "bilinear", "center")
     recipe = entry.transforms()
-    side, resize = recipe.crop_size[0], recipe.resize_size[0]
+    trained, resize = recipe.crop_size[0], recipe.resize_size[0]
+    side = cast(int, config.kwargs.get("image_size", trained))
+    resize = round(resize * side / trained)
     return Preprocess(
         (side, side),
         (resize, resize),
