@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from camcli import console
 from camcli.errors import CamcliError, ConfigError
+from camcli.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from camcli.configfile import LoadedConfig
@@ -55,6 +56,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 def main() -> None:
     """Entry point: errors that a user can act on become one message and an exit code."""
     console.talk_text()
+    keep_freed_memory()
     try:
         app()
     except CamcliError as error:

@@ -18,7 +18,7 @@ ROWS = (
     ("registry",),
     (
         *("geometry", "config", "storage", "progress", "interrupt", "demo"),
-        *("shard", "fingerprint", "ledger", "labels", "versions", "libtiff"),
+        *("shard", "fingerprint", "ledger", "labels", "versions", "libtiff", "memory", "stopwatch"),
     ),
     ("configfile", "rundir", "inputs", "images", "layers", "methods", "report", "render", "targets"),
     ("models", "writers", "tap", "resume", "manifest"),
