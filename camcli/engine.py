@@ -23,6 +23,7 @@ from camcli.methods import Batch, LayerView, Method
 from camcli.methods.maps import Maps, merge, principal, scale, scale_signed
 from camcli.models.loaded import LoadedModel
 from camcli.records import Heatmap, Prediction
+from camcli.stopwatch import Stopwatch
 from camcli.tap import Past, Tail, cut, noting
 from camcli.targets import Chooser, ranked
 
@@ -69,6 +70,7 @@ class Engine:
         options: OptionsConfig | None = None,
         smoothing: Smoothing = "none",
         against: int | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         self.model = model
         self.methods = tuple(methods)
@@ -80,6 +82,7 @@ class Engine:
         self.options = options or OptionsConfig()
         self.smoothing = smoothing
         self.against = against
+        self.stopwatch = stopwatch or Stopwatch()
         self._mean = torch.tensor(model.preprocess.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(model.preprocess.std, device=self.device).view(1, 3, 1, 1)
         self._refuse_unsmoothable()
@@ -91,9 +94,16 @@ class Engine:
 
     def explain(self, pixels: Tensor, choose: Chooser) -> list[Explanation | ItemError]:
         """Top predictions and heatmaps for uint8 [B,H,W,3]; an ItemError where logits or maps are not finite."""
-        plain = self.forward(self.normalise(pixels))
-        logits = plain.logits.detach()
-        probabilities = self._probabilities(logits)
+        with self.stopwatch.timing("forward"):
+            plain = self.forward(self.normalise(pixels))
+            logits = plain.logits.detach()
+            probabilities = self._probabilities(logits)
+        with self.stopwatch.timing("backward"):
+            return self._explanations(plain, logits, probabilities, choose)
+
+    def _explanations(
+        self, plain: Pass, logits: Tensor, probabilities: NDArray[np.float32], choose: Chooser
+    ) -> list[Explanation | ItemError]:
         finite = torch.isfinite(logits).all(dim=1).tolist()
         chosen = [choose(p) if ok else [] for p, ok in zip(probabilities, finite, strict=True)]
         aims = [self._aims(logits, [c[r : r + 1] for c in chosen]) for r in range(max(map(len, chosen)))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +23,21 @@ def place(heat: Heat, seen: Box, width: int, height: int) -> tuple[Region, Image
     Returns the pixel region (left, top, right, bottom), whose pixel centres lie in `seen`, and a grey picture of
     its size: bilinear between cell centres, edge cells continued, 0..1 as 0..255.
     """
+    [placed] = strips(heat, seen, width, height, width * height)
+    return placed
+
+
+def strips(heat: Heat, seen: Box, width: int, height: int, pixels: int) -> Iterator[tuple[Region, Image.Image]]:
+    """What `place` returns, from top to bottom in strips of whole rows with about `pixels` pixels."""
     h, w = heat.shape
     left, right = _pixels(seen.x0, seen.x1, width)
     top, bottom = _pixels(seen.y0, seen.y1, height)
-    cells = np.rint(np.pad(heat, 1, mode="edge") * 255).astype(np.uint8)
-    window = (
-        *_cells(left, top, seen, w, h),
-        *_cells(right, bottom, seen, w, h),
-    )
-    grey = Image.fromarray(cells).resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=window)
-    return (left, top, right, bottom), grey
+    cells = Image.fromarray(np.rint(np.pad(heat, 1, mode="edge") * 255).astype(np.uint8))
+    rows = max(1, pixels // (right - left))
+    for y in range(top, bottom, rows):
+        end = min(y + rows, bottom)
+        window = (*_cells(left, y, seen, w, h), *_cells(right, end, seen, w, h))
+        yield (left, y, right, end), cells.resize((right - left, end - y), Image.Resampling.BILINEAR, box=window)
 
 
 def _pixels(low: float, high: float, limit: int) -> tuple[int, int]:

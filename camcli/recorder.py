@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from PIL import Image
+
 from camcli import report
 from camcli.config import RunConfig
 from camcli.engine import Engine
@@ -37,6 +39,7 @@ class Recorder:
         self.fingerprint = fingerprint[:SHORT]
         model = engine.model
         self.preprocess = model.preprocess
+        self._timing = engine.stopwatch.timing
         self.model = report.ModelRecord(source=model.source, name=model.name, weights_sha256=model.weights_sha256)
         self.full_range: dict[str, float] = {}
         self.seen: set[str] = set()
@@ -90,8 +93,9 @@ class Recorder:
         sealed = report.sealed(record, self.fingerprint, {name: len(data) for name, data in files.items()}, own)
         if own:
             files[own] = report.report_text(sealed)
-        for name, data in files.items():
-            self.folder.write(name, data)
+        with self._timing("write"):
+            for name, data in files.items():
+                self.folder.write(name, data)
         return sealed
 
     def _painted(self, result: ImageResult, picture: Picture) -> tuple[dict[str, bytes], report.ImageRecord]:
@@ -101,9 +105,15 @@ class Recorder:
         overlays = [fitted(overlay_name(result, heatmap, look)) for heatmap in result.heatmaps]
         grids = {fitted(name): members for name, members in grid_names(result, look).items()}
         record = report.image_record(result, self.model, self.layer, overlays, list(files), list(grids))
-        painted = [paint(picture, self._shown(heatmap), look, heatmap.signed) for heatmap in result.heatmaps]
-        for name, image in zip(overlays, painted, strict=True):
-            files[name] = encode(image, look)
+        painted: list[Image.Image] = []
+        for name, heatmap in zip(overlays, result.heatmaps, strict=True):
+            last = heatmap is result.heatmaps[-1] and not grids
+            with self._timing("render"):
+                image = paint(picture, self._shown(heatmap), look, heatmap.signed, last)
+            with self._timing("encode"):
+                files[name] = encode(image, look)
+            if grids:
+                painted.append(image)
         for name, members in grids.items():
             tiles = [(result.heatmaps[i].method, painted[i]) for i in members]
             files[name] = encode(grid(picture, tiles, result.heatmaps[members[0]], look), look)

@@ -5,46 +5,83 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
+from torch import Tensor
 
 from camcli.engine import Engine, Explanation
 from camcli.errors import CamcliError, ItemError
 from camcli.images import Picture, Room, decode, load_picture
 from camcli.inputs import Item, state_of
-from camcli.records import Box, Failure, FileState, ImageResult
+from camcli.records import Failure, FileState, ImageResult
 from camcli.targets import Chooser
 
-KEPT_PIXELS = 4_000_000
+KEPT_PIXELS = 300_000_000
 _PAINTING = Room(100_000_000)
 
 R = TypeVar("R")
 
 
+class Allowance:
+    """How many pixels may wait in memory; unlike a Room it refuses at once."""
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = pixels
+        self.taken = 0
+        self._lock = Lock()
+
+    def take(self, pixels: int) -> bool:
+        """Whether so many more are allowed; then they count until they are given back."""
+        with self._lock:
+            fits = self.taken + pixels <= self.pixels
+            self.taken += pixels if fits else 0
+            return fits
+
+    def give_back(self, pixels: int) -> None:
+        """They are no longer in memory."""
+        with self._lock:
+            self.taken -= pixels
+
+    @property
+    def is_scarce(self) -> bool:
+        """More than half of it is taken."""
+        return self.taken > self.pixels // 2
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A picture on its way; a large one leaves its pixels behind and is decoded again to be painted."""
+    """A picture on its way; where memory is short it left its pixels behind and is decoded again to be painted."""
 
     item: Item
     file: FileState | None
-    size: tuple[int, int]
-    input: NDArray[np.uint8]
-    seen: Box
-    image: Image.Image | None
+    picture: Picture
+    left_behind: bool = False
 
-    def picture(self) -> Picture:
-        """With its pixels; raises ItemError when the file is no longer what it was."""
-        if self.image is not None:
-            return Picture(self.image, self.input, self.seen)
+    @property
+    def pixels(self) -> int:
+        """How many it keeps in memory."""
+        return self.picture.size[0] * self.picture.size[1] if self.picture.image else 0
+
+    def whole(self) -> Picture:
+        """The picture as it is to be painted; raises ItemError when the file is no longer what it was."""
+        if not self.left_behind:
+            return self.picture
         image = decode(self.item.path)
-        if image.size != self.size or state_of(self.item.path, with_hash=False) != _unhashed(self.file):
+        if image.size != self.picture.size or state_of(self.item.path, with_hash=False) != _unhashed(self.file):
             raise ItemError("read", "Changed", f"{self.item.path}: changed while it was being read")
-        return Picture(image, self.input, self.seen)
+        return replace(self.picture, image=image)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pictures and failures in order; inputs: uint8 [N,H,W,3] of the N pictures."""
+
+    entries: Sequence[Held | Failure]
+    inputs: Tensor
 
 
 Explained = tuple[ImageResult, Held]
@@ -55,16 +92,28 @@ class Stream:
 
     Every forward pass has `batch_size` pictures, the last one filled up with copies: rounding depends on the size of
     a batch and not on what else is in it, so a picture gets the same numbers in any run, part of a run or resumed run.
+    While a batch is explained, the next one is put together.
+
+    whole: `write` needs the pictures' own pixels, not only what the model saw.
     """
 
     def __init__(
-        self, engine: Engine, choose: Chooser, batch_size: int, threads: int, stopped: Callable[[], bool]
+        self,
+        engine: Engine,
+        choose: Chooser,
+        batch_size: int,
+        threads: int,
+        stopped: Callable[[], bool],
+        whole: bool = True,
     ) -> None:
         self.engine = engine
         self.choose = choose
         self.batch_size = batch_size
         self.threads = threads
         self.stopped = stopped
+        self.whole = whole
+        self._timing = engine.stopwatch.timing
+        self._kept = Allowance(KEPT_PIXELS)
 
     def outcomes(self, items: Iterable[Item], write: Callable[[ImageResult, Picture], R]) -> Iterator[R | Failure]:
         """What `write` returned, or why an item failed, in the order of `items`.
@@ -72,18 +121,26 @@ class Stream:
         `write` runs on a thread; what it raises fails its item, but OutputError ends the stream. Once `stopped` says
         so, no new item is taken, and those in flight are finished.
         """
-        with ThreadPoolExecutor(self.threads) as readers, ThreadPoolExecutor(self.threads) as writers:
+        with (
+            ThreadPoolExecutor(self.threads) as readers,
+            ThreadPoolExecutor(1) as stager,
+            ThreadPoolExecutor(self.threads) as writers,
+        ):
             waiting: deque[Future[R | Failure]] = deque()
             try:
-                for outcome in self._explained(self._loaded(items, readers)):
-                    waiting.append(writers.submit(_written, outcome, write))
+                for outcome in self._explained(_ahead(self._batches(self._loaded(items, readers)), stager)):
+                    waiting.append(writers.submit(self._written, outcome, write))
                     while len(waiting) > 2 * self.threads:
-                        yield waiting.popleft().result()
+                        yield self._next(waiting)
                 while waiting:
-                    yield waiting.popleft().result()
+                    yield self._next(waiting)
             finally:
-                readers.shutdown(wait=False, cancel_futures=True)
-                writers.shutdown(wait=False, cancel_futures=True)
+                for pool in (readers, stager, writers):
+                    pool.shutdown(wait=False, cancel_futures=True)
+
+    def _next(self, waiting: deque[Future[R | Failure]]) -> R | Failure:
+        with self._timing("hold"):
+            return waiting.popleft().result()
 
     def _loaded(self, items: Iterable[Item], readers: ThreadPoolExecutor) -> Iterator[Held | Failure]:
         ahead: deque[Future[Held | Failure]] = deque()
@@ -91,7 +148,7 @@ class Stream:
             if self.stopped():
                 break
             ahead.append(readers.submit(self._load, item))
-            if len(ahead) > self.batch_size + self.threads:
+            while len(ahead) > self.threads + (0 if self._kept.is_scarce else self.batch_size):
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
@@ -99,38 +156,47 @@ class Stream:
     def _load(self, item: Item) -> Held | Failure:
         file = state_of(item.path)
         try:
-            picture = load_picture(item.path, self.engine.model.preprocess)
+            with self._timing("decode"):
+                picture = load_picture(item.path, self.engine.model.preprocess, self.whole)
         except ItemError as error:
             return failure(item, error, file)
-        size = picture.image.size
-        kept = picture.image if size[0] * size[1] <= KEPT_PIXELS else None
-        return Held(item, file, size, picture.input, picture.seen, kept)
+        if not self.whole or self._kept.take(picture.size[0] * picture.size[1]):
+            return Held(item, file, picture)
+        return Held(item, file, replace(picture, image=None), left_behind=True)
 
-    def _explained(self, loaded: Iterable[Held | Failure]) -> Iterator[Explained | Failure]:
-        for batch in self._batches(loaded):
-            pictures = [held for held in batch if isinstance(held, Held)]
-            answers = iter(self._answers(pictures))
-            for held in batch:
-                yield held if isinstance(held, Failure) else _result(held, next(answers))
-
-    def _batches(self, loaded: Iterable[Held | Failure]) -> Iterator[list[Held | Failure]]:
+    def _batches(self, loaded: Iterable[Held | Failure]) -> Iterator[Batch]:
         """Runs of items that hold `batch_size` pictures each, failures in between; failures wait for few pictures."""
-        batch: list[Held | Failure] = []
+        entries: list[Held | Failure] = []
         pictures = 0
         for entry in loaded:
-            batch.append(entry)
+            entries.append(entry)
             pictures += isinstance(entry, Held)
-            if not 0 < pictures < self.batch_size or len(batch) >= 4 * self.batch_size:
-                yield batch
-                batch, pictures = [], 0
-        if batch:
-            yield batch
+            if not 0 < pictures < self.batch_size or len(entries) >= 4 * self.batch_size:
+                yield self._batch(entries)
+                entries, pictures = [], 0
+        if entries:
+            yield self._batch(entries)
 
-    def _answers(self, pictures: Sequence[Held]) -> list[Explanation | ItemError]:
+    def _batch(self, entries: Sequence[Held | Failure]) -> Batch:
+        inputs = [entry.picture.input for entry in entries if isinstance(entry, Held)]
+        stacked = torch.from_numpy(np.stack(inputs)) if inputs else torch.empty(0)
+        return Batch(entries, stacked.pin_memory() if self.engine.device.type == "cuda" else stacked)
+
+    def _explained(self, batches: Iterator[Batch]) -> Iterator[Explained | Failure]:
+        while True:
+            with self._timing("wait"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            answers = iter(self._answers(batch.inputs))
+            for entry in batch.entries:
+                yield entry if isinstance(entry, Failure) else self._result(entry, next(answers))
+
+    def _answers(self, inputs: Tensor) -> list[Explanation | ItemError]:
         """One answer for each picture; out of memory halves the batch, for good."""
         answers: list[Explanation | ItemError] = []
-        while len(answers) < len(pictures):
-            some = pictures[len(answers) : len(answers) + self.batch_size]
+        while len(answers) < len(inputs):
+            some = inputs[len(answers) : len(answers) + self.batch_size]
             try:
                 answers += self._forward(some)
             except CamcliError:
@@ -142,27 +208,59 @@ class Stream:
                     answers += self._one_by_one(some, error)
         return answers
 
-    def _forward(self, pictures: Sequence[Held]) -> list[Explanation | ItemError]:
-        inputs = [held.input for held in pictures]
-        filled = inputs + inputs[-1:] * (self.batch_size - len(inputs))
-        return self.engine.explain(torch.from_numpy(np.stack(filled)), self.choose)[: len(pictures)]
+    def _forward(self, inputs: Tensor) -> list[Explanation | ItemError]:
+        missing = self.batch_size - len(inputs)
+        filled = torch.cat([inputs, inputs[-1:].expand(missing, -1, -1, -1)]) if missing else inputs
+        return self.engine.explain(filled, self.choose)[: len(inputs)]
 
     def _halve(self) -> None:
         self.batch_size = -(-self.batch_size // 2)
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _one_by_one(self, pictures: Sequence[Held], error: Exception) -> list[Explanation | ItemError]:
+    def _one_by_one(self, inputs: Tensor, error: Exception) -> list[Explanation | ItemError]:
         """The answers of a batch that failed: only the pictures that fail alone are to blame."""
-        if len(pictures) == 1:
+        if len(inputs) == 1:
             return [ItemError("forward", type(error).__name__, str(error))]
         answers: list[Explanation | ItemError] = []
-        for held in pictures:
+        for one in torch.split(inputs, 1):
             try:
-                answers += self._forward([held])
+                answers += self._forward(one)
             except Exception as alone:  # as above
                 answers.append(ItemError("forward", type(alone).__name__, str(alone)))
         return answers
+
+    def _result(self, held: Held, answer: Explanation | ItemError) -> Explained | Failure:
+        if isinstance(answer, ItemError):
+            self._kept.give_back(held.pixels)
+            return failure(held.item, answer, held.file)
+        item, picture = held.item, held.picture
+        found = item.id, str(item.path), picture.size, picture.seen, answer.top, answer.heatmaps, held.file
+        return ImageResult(*found), held
+
+    def _written(self, outcome: Explained | Failure, write: Callable[[ImageResult, Picture], R]) -> R | Failure:
+        if isinstance(outcome, Failure):
+            return outcome
+        result, held = outcome
+        try:
+            with _PAINTING.room(held.picture.size[0] * held.picture.size[1] if held.left_behind else 0):
+                return write(result, held.whole())
+        except CamcliError:
+            raise
+        except ItemError as error:
+            return failure(held.item, error, held.file)
+        except Exception as error:  # encoders raise many kinds, for example for a picture too long for its format
+            return failure(held.item, ItemError("write", type(error).__name__, str(error)), held.file)
+        finally:
+            self._kept.give_back(held.pixels)
+
+
+def _ahead(batches: Iterator[Batch], stager: ThreadPoolExecutor) -> Iterator[Batch]:
+    """The same, with the next one always under way on a thread."""
+    coming = stager.submit(next, batches, None)
+    while (batch := coming.result()) is not None:
+        coming = stager.submit(next, batches, None)
+        yield batch
 
 
 def even_batches(pictures: int, batch_size: int) -> int:
@@ -188,26 +286,3 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _unhashed(file: FileState | None) -> FileState | None:
     return FileState(file.bytes, file.mtime_ns) if file else None
-
-
-def _result(held: Held, answer: Explanation | ItemError) -> Explained | Failure:
-    if isinstance(answer, ItemError):
-        return failure(held.item, answer, held.file)
-    item = held.item
-    result = ImageResult(item.id, str(item.path), held.size, held.seen, answer.top, answer.heatmaps, held.file)
-    return result, held
-
-
-def _written(outcome: Explained | Failure, write: Callable[[ImageResult, Picture], R]) -> R | Failure:
-    if isinstance(outcome, Failure):
-        return outcome
-    result, held = outcome
-    try:
-        with _PAINTING.room(0 if held.image else held.size[0] * held.size[1]):
-            return write(result, held.picture())
-    except CamcliError:
-        raise
-    except ItemError as error:
-        return failure(held.item, error, held.file)
-    except Exception as error:  # encoders raise many kinds, for example for a picture too long for its format
-        return failure(held.item, ItemError("write", type(error).__name__, str(error)), held.file)

@@ -38,17 +38,25 @@ def overlay_bytes(picture: Picture, heat: Heat, config: OverlayConfig) -> bytes:
     return encode(paint(picture, heat, config), config)
 
 
-def paint(picture: Picture, heat: Heat, config: OverlayConfig, signed: bool = False) -> Image.Image:
-    """The overlay of `heat` [h,w], on the original picture or on the crop that the model saw."""
+def paint(picture: Picture, heat: Heat, config: OverlayConfig, signed: bool = False, last: bool = False) -> Image.Image:
+    """The overlay of `heat` [h,w], on the original picture or on the crop that the model saw.
+
+    last: the picture's own pixels are not needed any more, so they are painted on; otherwise on a copy.
+    """
     image, seen = canvas(picture, config)
+    if image is picture.image and not last:
+        image = image.copy()
     if signed:
-        return render.signed_overlay(image, heat, seen, config.signed_colormap, config.alpha)
-    return render.overlay(image, heat, seen, config.colormap, config.alpha)
+        render.paint_signed(image, heat, seen, config.signed_colormap, config.alpha)
+    else:
+        render.paint(image, heat, seen, config.colormap, config.alpha)
+    return image
 
 
 def canvas(picture: Picture, config: OverlayConfig) -> tuple[Image.Image, Box]:
     """What is painted on, and the box of it that the model saw."""
     if config.size == "original":
+        assert picture.image is not None, "an overlay of the original size needs the picture's own pixels"
         return picture.image, picture.seen
     image = Image.fromarray(picture.input)
     return image, Box(0, 0, image.width, image.height)
