@@ -245,7 +245,7 @@ def layers(
     json_: JsonOption = False,
 ) -> None:
     """List the layers that a map can be read from, and mark the one that a run would use."""
-    from camcli.pipeline import candidates
+    from camcli.prepare import candidates
 
     found = [asdict(candidate) for candidate in candidates(_load(config, model, overrides).config, offline)]
     if json_:

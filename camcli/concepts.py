@@ -7,7 +7,6 @@ overlays of all.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,12 +25,13 @@ from camcli.inputs import Item
 from camcli.methods import LayerView
 from camcli.methods.factors import DFF, concepts_of, weights_of
 from camcli.models import load_model
-from camcli.pipeline import device, resolve_layers
+from camcli.prepare import cores, device, resolve_layers
 from camcli.storage import write_atomic
 from camcli.writers.concepts import colours, concept_overlay
 from camcli.writers.overlay import encode
 
 SAMPLE = 256
+BATCH = 16
 EXAMINED = 32
 CLASSES = 3
 SCHEMA_VERSION = 1
@@ -132,8 +132,9 @@ class _Factors:
                 yield pictures
 
     def _loaded(self, items: Sequence[Item]) -> Iterator[list[tuple[Item, Picture | ItemError]]]:
-        size = self.config.runtime.batch_size
-        with ThreadPoolExecutor(self.config.runtime.threads or os.cpu_count() or 1) as pool:
+        asked = self.config.runtime.batch_size
+        size = BATCH if asked == "auto" else asked
+        with ThreadPoolExecutor(cores(self.config)) as pool:
             for start in range(0, len(items), size):
                 yield list(pool.map(self._load, items[start : start + size]))
 

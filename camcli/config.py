@@ -170,10 +170,23 @@ class OptionsConfig(Section):
 class RuntimeConfig(Section):
     """Where and how fast; nothing here changes what is found beyond rounding."""
 
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
-    batch_size: Positive = Field(16, description="Pictures per forward pass.")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Of the forward pass; maps stay fp32.")
-    threads: Positive | None = Field(None, description="For decoding and encoding; null: one per core.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps; several (cuda:0,cuda:1), or all GPUs: all.")
+    batch_size: Positive | Literal["auto"] = Field(16, description="Pictures per forward pass; auto: measured.")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
+        "fp32",
+        description="Of the forward pass; maps stay fp32. auto: 16 bits where the hardware has them and the first "
+        "pictures do not notice.",
+    )
+    compile: bool = Field(False, description="Compile the network with torch.compile: a slow start for long runs.")
+    threads: Positive | None = Field(None, description="Cores to work on; null: all.")
+
+    @field_validator("device")
+    @classmethod
+    def _listed(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",")]
+        if not all(names):
+            raise ValueError("devices are written as cuda:0,cuda:1")
+        return ",".join(names)
 
 
 class RunConfig(Section):

@@ -6,9 +6,10 @@ copy of the layer's output that alone asks for gradients. The backbone so leaves
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,14 @@ class Engine:
         self._mean = torch.tensor(model.preprocess.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(model.preprocess.std, device=self.device).view(1, 3, 1, 1)
         self._refuse_unsmoothable()
+
+    def twin(self) -> Engine:
+        """An engine that shares the weights and may run at the same time on another thread."""
+        shared = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
+        twin = copy.copy(self)
+        twin.module = copy.deepcopy(self.module, shared)
+        twin.model = replace(self.model, module=twin.module)
+        return twin
 
     def _refuse_unsmoothable(self) -> None:
         for method in self.methods:
@@ -233,7 +242,7 @@ class Engine:
                 empty = not (heat > 0).any()
                 names = method.name, self.layer, prediction(index)
                 heatmaps.append(Heatmap(*names, heat, low, high, empty, method.signed, against))
-        return Explanation(tuple(prediction(k) for k in ranked(probabilities)[:TOP]), tuple(heatmaps))
+        return Explanation(tuple(prediction(k) for k in ranked(probabilities, TOP)), tuple(heatmaps))
 
 
 def _arrays(rounds: list[list[Maps]]) -> list[list[Maps]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 SHORT = 16
-_SPEED_ONLY = {"runtime": ("device", "batch_size", "threads"), "options": ("chunk",)}
+_SPEED_ONLY = {"runtime": ("device", "batch_size", "threads", "compile"), "options": ("chunk",)}
 _RESOLVED = {"model": ("weights", "labels", "weights_sha256")}
 
 Identity = dict[str, Any]

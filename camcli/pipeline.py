@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from camcli import libtiff, manifest, report
+from camcli import libtiff, manifest, painter, report
 from camcli.config import RunConfig
-from camcli.engine import Engine
 from camcli.errors import ConfigError
-from camcli.fingerprint import fingerprint, identity
+from camcli.explain import explain
+from camcli.fingerprint import fingerprint, identity, same_wish
 from camcli.inputs import Item
 from camcli.interrupt import Interrupt
 from camcli.job import Job
-from camcli.layers import Candidate, TargetLayer, list_candidates, resolve_cached
-from camcli.methods import METHODS
-from camcli.models import LoadedModel, load_model
+from camcli.prepare import Prepared, prepare
 from camcli.progress import Progress
 from camcli.recorder import Recorder
 from camcli.records import RunReport
 from camcli.resume import Plan, Policy, plan, refuse_another_config
 from camcli.rundir import RunDir
-from camcli.stream import Stream, even_batches
-from camcli.targets import against, chooser
 from camcli.versions import versions
+from camcli.workers import Task, in_processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,73 +37,77 @@ class Outcome:
     manifest: manifest.Manifest
 
 
-def run(config: RunConfig, items: Sequence[Item], out: Path) -> Outcome:
-    """Explain `items` into the folder `out`, silently; raises CamcliError when the run as a whole cannot go on."""
-    return perform(Job(config, items, out), Progress(None), None)
+def run(config: RunConfig, items: Sequence[Item], out: Path, prepared: Prepared | None = None) -> Outcome:
+    """Explain `items` into the folder `out`, silently; raises CamcliError when the run as a whole cannot go on.
+
+    prepared: from `prepare` with the same config, to spare loading the model again for each of several folders.
+    """
+    return perform(Job(config, items, out), Progress(None), None, prepared)
 
 
-def perform(job: Job, progress: Progress, interrupt: Interrupt | None) -> Outcome:
+def perform(job: Job, progress: Progress, interrupt: Interrupt | None, prepared: Prepared | None = None) -> Outcome:
     """Do a job; raises CamcliError when the run as a whole cannot go on.
 
     interrupt: once it has an exit code, what is in flight is finished, and the run ends with that code.
     """
     started, clock = datetime.now(UTC), time.monotonic()
-    with RunDir(job.out, job.suffix) as folder:
-        engine, layers = _engine(job.config, job.offline)
-        settings = _settings(job, engine, layers, started)
-        recorder = Recorder(job.config, engine, folder, settings["fingerprint"])
+    with RunDir(job.out, job.suffix) as folder, ExitStack() as stack:
+        ready = prepared or prepare(job.config, job.items, job.offline, _earlier(job, folder))
+        settings = _settings(job, ready, started)
+        recorder = Recorder(folder, settings["fingerprint"])
 
         def stopped() -> bool:
             return bool(interrupt and interrupt.exit_code) or _too_many(recorder, job.policy)
 
-        stream = _stream(job, engine, stopped)
-        work = _prepared(job, folder, settings)
+        work = _planned(job, folder, settings)
         folder.begin(manifest.opening(settings))
         progress.begin(len(work.kept) + len(work.todo), len(work.kept))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            libtiff.hush()
-            recorder.record(stream, work.todo, progress.advance)
+        _quiet(stack)
+        recorder.record(_outcomes(job, ready, folder, work, settings, stopped), progress.advance)
         folder.settle([item.id for item in job.mine], work.vanished)
         seconds = round(time.monotonic() - clock, 3)
         summary = _summary(job, work, recorder, seconds, interrupt.exit_code if interrupt else 0)
         ended = manifest.closing(settings, summary, folder.ledger.entries, bool(interrupt and interrupt.exit_code))
+        ended["profile"] = ready.engines[0].stopwatch.rounded()
         folder.write_manifest(ended)
     return Outcome(summary, ended)
 
 
-def _engine(config: RunConfig, offline: bool) -> tuple[Engine, list[TargetLayer]]:
-    methods = [METHODS.get(name) for name in config.methods]
-    model = load_model(config.model, config.input, offline)
-    layers = resolve_layers(model, config)
-    engine = Engine(
-        model,
-        layers,
-        methods,
-        device(config.runtime.device),
-        config.runtime.precision,
-        config.options,
-        config.smoothing,
-        against(config.targets, model.labels),
-    )
-    return engine, layers
+def _earlier(job: Job, folder: RunDir) -> manifest.Manifest | None:
+    """The manifest of the last run into the folder if it wished the same, so that its choices hold on."""
+    found = folder.earlier
+    if found is None or job.policy.fresh or not isinstance(found.get("config"), dict):
+        return None
+    return found if same_wish(found["config"], job.config.model_dump(mode="json")) else None
 
 
-def _stream(job: Job, engine: Engine, stopped: Callable[[], bool]) -> Stream:
-    runtime = job.config.runtime
-    return Stream(
-        engine,
-        chooser(job.config.targets, engine.model.labels),
-        even_batches(len(job.items), runtime.batch_size),
-        runtime.threads or os.cpu_count() or 1,
-        stopped,
-    )
+def _quiet(stack: ExitStack) -> None:
+    """Pillow says in records, not on standard error, what is wrong with a file."""
+    stack.enter_context(warnings.catch_warnings())
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    libtiff.hush()
 
 
-def _prepared(job: Job, folder: RunDir, settings: Mapping[str, Any]) -> Plan:
+def _outcomes(
+    job: Job,
+    ready: Prepared,
+    folder: RunDir,
+    work: Plan,
+    settings: Mapping[str, Any],
+    stopped: Callable[[], bool],
+) -> Iterator[painter.Outcome]:
+    """Of all that is to do, in this process or, where there are several devices, in one process each."""
+    if len(ready.devices) > 1 and work.todo:
+        task = Task(ready.settled(job.config), job.out, job.suffix, settings["fingerprint"], job.offline)
+        return in_processes(task, ready.devices, work.todo, stopped, ready.engines[0].stopwatch)
+    return explain(job.config, ready, folder, settings["fingerprint"], work.todo, stopped)
+
+
+def _planned(job: Job, folder: RunDir, settings: Mapping[str, Any]) -> Plan:
     """What is left to do, once it is clear that what is there may be kept; raises ConfigError otherwise."""
-    if job.shard and job.config.overlay.scale == "run":
-        raise ConfigError("overlay.scale run compares all pictures, so it cannot be split with --shard")
+    split = "with --shard" if job.shard else "between devices" if "," in job.config.runtime.device else ""
+    if split and job.config.overlay.scale == "run":
+        raise ConfigError(f"overlay.scale run compares all pictures, so it cannot be split {split}")
     if job.policy.fresh:
         folder.start_over()
     elif not job.policy.keep_going:
@@ -142,12 +140,13 @@ def _summary(job: Job, work: Plan, recorder: Recorder, seconds: float, interrupt
     )
 
 
-def _settings(job: Job, engine: Engine, layers: Sequence[TargetLayer], started: datetime) -> dict[str, Any]:
+def _settings(job: Job, ready: Prepared, started: datetime) -> dict[str, Any]:
     """What is known of a run before it begins."""
-    model, config = engine.model, job.config.model_dump(mode="json")
-    taps = [[asdict(tap) for tap in layer.taps] for layer in layers]
+    model, config = ready.model, job.config.model_dump(mode="json")
+    taps = [[asdict(tap) for tap in layer.taps] for layer in ready.layers]
     preprocess = asdict(model.preprocess)
-    who = identity(config, model.weights_sha256, model.labels, taps, preprocess, report.SCHEMA_VERSION)
+    used = {**config, "runtime": {**config["runtime"], "precision": ready.precision.used}}
+    who = identity(used, model.weights_sha256, model.labels, taps, preprocess, report.SCHEMA_VERSION)
     found = {
         "schema_version": manifest.VERSION,
         "started": started.isoformat(timespec="seconds"),
@@ -165,33 +164,9 @@ def _settings(job: Job, engine: Engine, layers: Sequence[TargetLayer], started: 
         },
         "input": preprocess,
         "layers": taps,
-        "device": str(engine.device),
+        "device": ", ".join(map(str, ready.devices)),
+        "precision": asdict(ready.precision),
+        "batch_size": ready.batch_size,
         "versions": versions(),
     }
     return {**found, "shard": manifest.part(job.items, job.shard)} if job.shard else found
-
-
-def candidates(config: RunConfig, offline: bool = False) -> list[Candidate]:
-    """The layers of the model of `config` that maps can be read from."""
-    model = load_model(config.model, config.input, offline)
-    return list_candidates(model.module, model.preprocess.size)
-
-
-def resolve_layers(model: LoadedModel, config: RunConfig) -> list[TargetLayer]:
-    """The target layers that a config names, from the cache where they were found before; raises LayerError."""
-    size = model.preprocess.size
-    asked = [config.model.model_dump(exclude={"weights", "labels"}), model.weights_sha256, size, versions()]
-    paths = [None if path == "auto" else path for path in config.layer]
-    return [resolve_cached(json.dumps([*asked, path]), model.module, size, path) for path in paths]
-
-
-def device(name: str) -> torch.device:
-    """`auto` is the first GPU if there is one; raises ConfigError for a device that torch does not have."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"runtime.device: {name!r} is not to be had here: {reason}") from None

@@ -1,56 +1,32 @@
-"""From results to files and records in the run folder."""
+"""Records of outcomes in the run folder, counted."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
-from PIL import Image
+from collections.abc import Callable, Iterable
 
 from camcli import report
-from camcli.config import RunConfig
-from camcli.engine import Engine
-from camcli.errors import CamcliError, ItemError
 from camcli.fingerprint import SHORT
-from camcli.geometry import Heat
-from camcli.images import Picture, load_picture
-from camcli.inputs import Item
-from camcli.records import Failure, Heatmap, ImageResult
+from camcli.records import Failure
 from camcli.rundir import RunDir
-from camcli.storage import fitted
-from camcli.stream import Stream, failure
-from camcli.writers import maps
-from camcli.writers.grid import grid, grid_names
-from camcli.writers.overlay import encode, overlay_name, paint
 
 
 class Recorder:
-    """Writes each result's files, then its record, and counts.
+    """Adds a record for each outcome, and counts.
 
     seen: ids of the pictures recorded so far. failures: how many of them failed, by kind.
     """
 
-    def __init__(self, config: RunConfig, engine: Engine, folder: RunDir, fingerprint: str) -> None:
-        self.config = config
-        self.layer = engine.layer
+    def __init__(self, folder: RunDir, fingerprint: str) -> None:
         self.folder = folder
         self.fingerprint = fingerprint[:SHORT]
-        model = engine.model
-        self.preprocess = model.preprocess
-        self._timing = engine.stopwatch.timing
-        self.model = report.ModelRecord(source=model.source, name=model.name, weights_sha256=model.weights_sha256)
-        self.full_range: dict[str, float] = {}
         self.seen: set[str] = set()
         self.failures: Counter[str] = Counter()
 
-    def record(self, stream: Stream, items: Sequence[Item], advance: Callable[[Failure | None], None]) -> None:
-        """Run the stream to its end; advance is told of each record, with the failure if it is one."""
-        if self.config.overlay.scale == "run":
-            outcomes = self._in_one_range(stream, items)
-        else:
-            outcomes = stream.outcomes(items, self._write)
+    def record(
+        self, outcomes: Iterable[report.ImageRecord | Failure], advance: Callable[[Failure | None], None]
+    ) -> None:
+        """Record all; advance is told of each, with the failure if it is one."""
         for outcome in outcomes:
             self._append(outcome)
             advance(outcome if isinstance(outcome, Failure) else None)
@@ -62,74 +38,3 @@ class Recorder:
             self.folder.append(report.to_json(report.failure_record(outcome, self.fingerprint)))
         else:
             self.folder.append(report.to_json(outcome))
-
-    def _in_one_range(self, stream: Stream, items: Sequence[Item]) -> Iterator[report.ImageRecord | Failure]:
-        """Explain everything, find each method's largest value, then read the pictures again to paint them."""
-        results: list[ImageResult] = []
-        for outcome in stream.outcomes(items, lambda result, picture: result):
-            if isinstance(outcome, Failure):
-                yield outcome
-            else:
-                results.append(outcome)
-        for heatmap in (heatmap for result in results for heatmap in result.heatmaps):
-            self.full_range[heatmap.method] = max(self.full_range.get(heatmap.method, 0.0), _top(heatmap))
-        with ThreadPoolExecutor(stream.threads) as pool:
-            yield from pool.map(self._write_again, results)
-
-    def _write_again(self, result: ImageResult) -> report.ImageRecord | Failure:
-        item = Item(result.id, Path(result.source))
-        try:
-            return self._write(result, load_picture(item.path, self.preprocess))
-        except CamcliError:
-            raise
-        except ItemError as error:
-            return failure(item, error, result.file)
-        except Exception as error:  # encoders raise many kinds
-            return failure(item, ItemError("write", type(error).__name__, str(error)), result.file)
-
-    def _write(self, result: ImageResult, picture: Picture) -> report.ImageRecord:
-        files, record = self._painted(result, picture)
-        own = fitted(f"reports/{result.id}.json") if self.config.report else None
-        sealed = report.sealed(record, self.fingerprint, {name: len(data) for name, data in files.items()}, own)
-        if own:
-            files[own] = report.report_text(sealed)
-        with self._timing("write"):
-            for name, data in files.items():
-                self.folder.write(name, data)
-        return sealed
-
-    def _painted(self, result: ImageResult, picture: Picture) -> tuple[dict[str, bytes], report.ImageRecord]:
-        """The files of one picture by name, and the record that names them."""
-        look = self.config.overlay
-        files = {fitted(name): data for name, data in maps.WRITERS[self.config.maps](result).items()}
-        overlays = [fitted(overlay_name(result, heatmap, look)) for heatmap in result.heatmaps]
-        grids = {fitted(name): members for name, members in grid_names(result, look).items()}
-        record = report.image_record(result, self.model, self.layer, overlays, list(files), list(grids))
-        painted: list[Image.Image] = []
-        for name, heatmap in zip(overlays, result.heatmaps, strict=True):
-            last = heatmap is result.heatmaps[-1] and not grids
-            with self._timing("render"):
-                image = paint(picture, self._shown(heatmap), look, heatmap.signed, last)
-            with self._timing("encode"):
-                files[name] = encode(image, look)
-            if grids:
-                painted.append(image)
-        for name, members in grids.items():
-            tiles = [(result.heatmaps[i].method, painted[i]) for i in members]
-            files[name] = encode(grid(picture, tiles, result.heatmaps[members[0]], look), look)
-        return files, record
-
-    def _shown(self, heatmap: Heatmap) -> Heat:
-        """The heat that the colours stand for: scaled by the picture's own range, or by that of the run."""
-        top = self.full_range.get(heatmap.method, 0.0)
-        if heatmap.empty or top <= 0:
-            return heatmap.heat
-        if heatmap.signed:
-            return heatmap.heat * (_top(heatmap) / top)
-        low = max(heatmap.raw_min, 0.0)
-        return (heatmap.heat * (heatmap.raw_max - low) + low) / top
-
-
-def _top(heatmap: Heatmap) -> float:
-    """The raw value that heat 1 stands for; a signed map is scaled by its largest magnitude."""
-    return max(heatmap.raw_max, -heatmap.raw_min) if heatmap.signed else heatmap.raw_max

@@ -8,18 +8,28 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Literal
 
-Step = Literal["decode", "wait", "forward", "backward", "hold", "render", "encode", "write"]
+Work = Literal["decode", "forward", "backward", "render", "encode", "write"]
+Wait = Literal["wait for pictures", "wait for the model", "wait for files"]
+Step = Work | Wait
 STEPS: Mapping[Step, str] = {
     "decode": "reading files and cutting the model's input",
-    "wait": "the device, for pictures",
     "forward": "predicting",
     "backward": "gradients and maps",
-    "hold": "the device, for files to be written",
     "render": "painting overlays",
-    "encode": "compressing them",
-    "write": "records and files",
+    "encode": "compressing overlays",
+    "write": "files on the disk",
+    "wait for pictures": "nothing to explain yet",
+    "wait for the model": "nothing to write yet",
+    "wait for files": "as many results as memory holds wait to be written",
 }
-"""What each step is; wait, forward, backward and hold follow each other on the device's thread."""
+"""What each step is. The work is summed over threads; the one thread that connects them is in one of the waits."""
+
+
+_WAITED_FOR: Mapping[Wait, tuple[Work, ...]] = {
+    "wait for pictures": ("decode",),
+    "wait for the model": ("forward", "backward"),
+    "wait for files": ("render", "encode", "write"),
+}
 
 
 class Stopwatch:
@@ -38,6 +48,10 @@ class Stopwatch:
         finally:
             self.add({step: time.perf_counter() - start})
 
+    def rounded(self) -> dict[str, float]:
+        """For run.json."""
+        return {step: round(value, 3) for step, value in self.seconds.items()}
+
     def add(self, seconds: Mapping[Step, float]) -> None:
         """Add what was measured elsewhere."""
         with self._lock:
@@ -45,12 +59,7 @@ class Stopwatch:
                 self.seconds[step] += value
 
 
-def bottleneck(seconds: Mapping[Step, float]) -> str:
-    """Which step bounds a run: what the device waited for most, or the device itself."""
-    device = seconds["forward"] + seconds["backward"]
-    if device >= max(seconds["wait"], seconds["hold"]):
-        return "forward" if seconds["forward"] >= seconds["backward"] else "backward"
-    if seconds["wait"] >= seconds["hold"]:
-        return "decode"
-    after: tuple[Step, ...] = ("render", "encode", "write")
-    return max(after, key=lambda step: seconds[step])
+def bottleneck(seconds: Mapping[Step, float]) -> Work:
+    """The step that bounds a run: the longest of those that were waited for most."""
+    waited: Wait = max(_WAITED_FOR, key=lambda wait: seconds[wait])
+    return max(_WAITED_FOR[waited], key=lambda step: seconds[step])

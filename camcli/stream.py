@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from threading import Lock
 from typing import TypeVar
 
@@ -18,12 +19,14 @@ from camcli.errors import CamcliError, ItemError
 from camcli.images import Picture, Room, decode, load_picture
 from camcli.inputs import Item, state_of
 from camcli.records import Failure, FileState, ImageResult
+from camcli.stopwatch import Step
 from camcli.targets import Chooser
 
 KEPT_PIXELS = 300_000_000
 _PAINTING = Room(100_000_000)
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Allowance:
@@ -88,32 +91,38 @@ Explained = tuple[ImageResult, Held]
 
 
 class Stream:
-    """One pass over the items: decode on threads, explain in batches on the caller's thread, write on threads.
+    """One pass over the items: decode on threads, explain in batches, write on threads.
 
     Every forward pass has `batch_size` pictures, the last one filled up with copies: rounding depends on the size of
     a batch and not on what else is in it, so a picture gets the same numbers in any run, part of a run or resumed run.
-    While a batch is explained, the next one is put together.
+    While batches are explained, the next one is put together.
 
+    engines: equal ones, each for a batch of its own at the same time.
     whole: `write` needs the pictures' own pixels, not only what the model saw.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        engines: Sequence[Engine],
         choose: Chooser,
         batch_size: int,
         threads: int,
         stopped: Callable[[], bool],
         whole: bool = True,
     ) -> None:
-        self.engine = engine
+        self.engines = engines
+        self.preprocess = engines[0].model.preprocess
+        self.on_gpu = engines[0].device.type == "cuda"
         self.choose = choose
         self.batch_size = batch_size
         self.threads = threads
         self.stopped = stopped
         self.whole = whole
-        self._timing = engine.stopwatch.timing
+        self._timing = engines[0].stopwatch.timing
         self._kept = Allowance(KEPT_PIXELS)
+        self._free: SimpleQueue[Engine] = SimpleQueue()
+        for engine in engines:
+            self._free.put(engine)
 
     def outcomes(self, items: Iterable[Item], write: Callable[[ImageResult, Picture], R]) -> Iterator[R | Failure]:
         """What `write` returned, or why an item failed, in the order of `items`.
@@ -124,22 +133,32 @@ class Stream:
         with (
             ThreadPoolExecutor(self.threads) as readers,
             ThreadPoolExecutor(1) as stager,
+            ThreadPoolExecutor(len(self.engines)) as explainers,
             ThreadPoolExecutor(self.threads) as writers,
         ):
-            waiting: deque[Future[R | Failure]] = deque()
             try:
-                for outcome in self._explained(_ahead(self._batches(self._loaded(items, readers)), stager)):
-                    waiting.append(writers.submit(self._written, outcome, write))
-                    while len(waiting) > 2 * self.threads:
-                        yield self._next(waiting)
-                while waiting:
-                    yield self._next(waiting)
+                batches = _ahead(self._batches(self._loaded(items, readers)), stager)
+                yield from self._write_all(self._explained(batches, explainers), write, writers)
             finally:
-                for pool in (readers, stager, writers):
+                for pool in (readers, stager, explainers, writers):
                     pool.shutdown(wait=False, cancel_futures=True)
 
-    def _next(self, waiting: deque[Future[R | Failure]]) -> R | Failure:
-        with self._timing("hold"):
+    def _write_all(
+        self,
+        outcomes: Iterable[Explained | Failure],
+        write: Callable[[ImageResult, Picture], R],
+        writers: ThreadPoolExecutor,
+    ) -> Iterator[R | Failure]:
+        waiting: deque[Future[R | Failure]] = deque()
+        for outcome in outcomes:
+            waiting.append(writers.submit(self._written, outcome, write))
+            while len(waiting) > self.batch_size + 2 * self.threads:
+                yield self._next("wait for files", waiting)
+        while waiting:
+            yield self._next("wait for files", waiting)
+
+    def _next(self, step: Step, waiting: deque[Future[T]]) -> T:
+        with self._timing(step):
             return waiting.popleft().result()
 
     def _loaded(self, items: Iterable[Item], readers: ThreadPoolExecutor) -> Iterator[Held | Failure]:
@@ -157,7 +176,7 @@ class Stream:
         file = state_of(item.path)
         try:
             with self._timing("decode"):
-                picture = load_picture(item.path, self.engine.model.preprocess, self.whole)
+                picture = load_picture(item.path, self.preprocess, self.whole)
         except ItemError as error:
             return failure(item, error, file)
         if not self.whole or self._kept.take(picture.size[0] * picture.size[1]):
@@ -180,52 +199,65 @@ class Stream:
     def _batch(self, entries: Sequence[Held | Failure]) -> Batch:
         inputs = [entry.picture.input for entry in entries if isinstance(entry, Held)]
         stacked = torch.from_numpy(np.stack(inputs)) if inputs else torch.empty(0)
-        return Batch(entries, stacked.pin_memory() if self.engine.device.type == "cuda" else stacked)
+        return Batch(entries, stacked.pin_memory() if self.on_gpu else stacked)
 
-    def _explained(self, batches: Iterator[Batch]) -> Iterator[Explained | Failure]:
+    def _explained(self, batches: Iterator[Batch], explainers: ThreadPoolExecutor) -> Iterator[Explained | Failure]:
+        under_way: deque[Future[list[Explained | Failure]]] = deque()
         while True:
-            with self._timing("wait"):
+            with self._timing("wait for pictures"):
                 batch = next(batches, None)
             if batch is None:
-                return
-            answers = iter(self._answers(batch.inputs))
-            for entry in batch.entries:
-                yield entry if isinstance(entry, Failure) else self._result(entry, next(answers))
+                break
+            under_way.append(explainers.submit(self._explain, batch))
+            while len(under_way) > len(self.engines):
+                yield from self._next("wait for the model", under_way)
+        while under_way:
+            yield from self._next("wait for the model", under_way)
 
-    def _answers(self, inputs: Tensor) -> list[Explanation | ItemError]:
+    def _explain(self, batch: Batch) -> list[Explained | Failure]:
+        engine = self._free.get()
+        try:
+            answers = iter(self._answers(engine, batch.inputs))
+        finally:
+            self._free.put(engine)
+        return [e if isinstance(e, Failure) else self._result(e, next(answers)) for e in batch.entries]
+
+    def _answers(self, engine: Engine, inputs: Tensor) -> list[Explanation | ItemError]:
         """One answer for each picture; out of memory halves the batch, for good."""
         answers: list[Explanation | ItemError] = []
         while len(answers) < len(inputs):
-            some = inputs[len(answers) : len(answers) + self.batch_size]
+            size = self.batch_size
+            some = inputs[len(answers) : len(answers) + size]
             try:
-                answers += self._forward(some)
+                answers += self._forward(engine, some, size)
             except CamcliError:
                 raise
             except Exception as error:  # a model may raise anything for a picture that it does not take
-                if _out_of_memory(error) and self.batch_size > 1:
-                    self._halve()
+                if _out_of_memory(error) and size > 1:
+                    self._halve(size)
                 else:
-                    answers += self._one_by_one(some, error)
+                    answers += self._one_by_one(engine, some, error)
         return answers
 
-    def _forward(self, inputs: Tensor) -> list[Explanation | ItemError]:
-        missing = self.batch_size - len(inputs)
+    def _forward(self, engine: Engine, inputs: Tensor, size: int) -> list[Explanation | ItemError]:
+        missing = size - len(inputs)
         filled = torch.cat([inputs, inputs[-1:].expand(missing, -1, -1, -1)]) if missing else inputs
-        return self.engine.explain(filled, self.choose)[: len(inputs)]
+        return engine.explain(filled, self.choose)[: len(inputs)]
 
-    def _halve(self) -> None:
-        self.batch_size = -(-self.batch_size // 2)
-        if self.engine.device.type == "cuda":
+    def _halve(self, size: int) -> None:
+        """Smaller than `size` from now on, unless another engine has seen to that."""
+        self.batch_size = min(self.batch_size, -(-size // 2))
+        if self.on_gpu:
             torch.cuda.empty_cache()
 
-    def _one_by_one(self, inputs: Tensor, error: Exception) -> list[Explanation | ItemError]:
+    def _one_by_one(self, engine: Engine, inputs: Tensor, error: Exception) -> list[Explanation | ItemError]:
         """The answers of a batch that failed: only the pictures that fail alone are to blame."""
         if len(inputs) == 1:
             return [ItemError("forward", type(error).__name__, str(error))]
         answers: list[Explanation | ItemError] = []
         for one in torch.split(inputs, 1):
             try:
-                answers += self._forward(one)
+                answers += self._forward(engine, one, self.batch_size)
             except Exception as alone:  # as above
                 answers.append(ItemError("forward", type(alone).__name__, str(alone)))
         return answers
@@ -261,16 +293,6 @@ def _ahead(batches: Iterator[Batch], stager: ThreadPoolExecutor) -> Iterator[Bat
     while (batch := coming.result()) is not None:
         coming = stager.submit(next, batches, None)
         yield batch
-
-
-def even_batches(pictures: int, batch_size: int) -> int:
-    """The size of at most `batch_size` with which `pictures` fill their batches best.
-
-    Sizes above 4 are multiples of 4: libraries compute the pictures of odd batches in different orders.
-    """
-    batches = max(1, -(-pictures // batch_size))
-    even = max(1, -(-pictures // batches))
-    return even if even <= 2 else min(batch_size, -(-even // 4) * 4)
 
 
 def failure(item: Item, error: ItemError, file: FileState | None = None) -> Failure:

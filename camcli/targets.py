@@ -28,7 +28,7 @@ def chooser(config: TargetsConfig, labels: Sequence[str]) -> Chooser:
     if config.above is not None:
         threshold = config.above
         return lambda probabilities: [i for i in ranked(probabilities) if probabilities[i] >= threshold]
-    return lambda probabilities: ranked(probabilities)[: config.top]
+    return lambda probabilities: ranked(probabilities, config.top)
 
 
 def against(config: TargetsConfig, labels: Sequence[str]) -> int | None:
@@ -41,9 +41,10 @@ def against(config: TargetsConfig, labels: Sequence[str]) -> int | None:
     return second
 
 
-def ranked(probabilities: NDArray[np.float32]) -> list[int]:
-    """Class indices, most probable first, ties in order of index."""
-    return [int(i) for i in np.argsort(-probabilities, kind="stable")]
+def ranked(probabilities: NDArray[np.float32], most: int | None = None) -> list[int]:
+    """The `most` first class indices, most probable first, ties in order of index."""
+    order: list[int] = np.argsort(-probabilities, kind="stable")[:most].tolist()
+    return order
 
 
 def class_index(wanted: int | str, labels: Sequence[str]) -> int:

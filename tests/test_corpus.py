@@ -29,7 +29,7 @@ Camcli = Callable[..., Ended]
 def red(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is one that knows red from blue, and sees the whole of each picture."""
     whole = Preprocess((64, 64), (64, 64), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", "squash")
-    monkeypatch.setattr("camcli.pipeline.load_model", lambda *_: loaded(RedDetector(), whole))
+    monkeypatch.setattr("camcli.prepare.load_model", lambda *_: loaded(RedDetector(), whole))
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from camcli import storage
+from camcli.batchsize import even_batches
 from camcli.configfile import load_config
 from camcli.engine import Engine
 from camcli.images import load_picture
 from camcli.models import load_model
-from camcli.stream import even_batches
 from tests.conftest import Ended
 from tests.test_resume import SMALL, contents, pictures
 from tests.test_run import TINY, lines, manifest
@@ -162,8 +162,24 @@ def test_out_of_memory_halves_the_batch(
 
     failing_engine(monkeypatch, fail)
     folder = pictures(tmp_path / "in", 16)
-    assert camcli("run", folder, "--out", tmp_path / "out", *TINY, "-s", "runtime.batch_size=8").code == 0
+    words = (*TINY, "-s", "runtime.batch_size=8", "-s", "runtime.threads=1")
+    assert camcli("run", folder, "--out", tmp_path / "out", *words).code == 0
     assert sizes == [8, 4, *[2] * 8]
+    assert len(lines(tmp_path / "out")) == 16
+
+
+def test_out_of_memory_on_two_cores_loses_and_repeats_nothing(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(pixels: torch.Tensor) -> None:
+        if len(pixels) > 2:
+            raise MemoryError
+
+    failing_engine(monkeypatch, fail)
+    folder = pictures(tmp_path / "in", 30)
+    words = (*TINY, "-s", "runtime.batch_size=8", "-s", "runtime.threads=2")
+    assert camcli("run", folder, "--out", tmp_path / "out", *words).code == 0
+    assert [record["id"] for record in lines(tmp_path / "out")] == sorted(path.name for path in folder.iterdir())
 
 
 def test_out_of_memory_with_one_picture_is_its_failure(
@@ -212,8 +228,8 @@ def test_a_model_that_answers_nan_is_recorded_for_that_picture(
         model.module.register_forward_hook(hook)
         return model
 
-    monkeypatch.setattr("camcli.pipeline.load_model", poisoned)
-    words = (*TINY, "-s", "layer=layer4", "-s", "runtime.batch_size=4")
+    monkeypatch.setattr("camcli.prepare.load_model", poisoned)
+    words = (*TINY, "-s", "layer=layer4", "-s", "runtime.batch_size=4", "-s", "runtime.threads=1")
     assert camcli("run", pictures(tmp_path / "in", 4), "--out", tmp_path / "out", *words).code == 1
     assert {r["id"]: r.get("kind") for r in lines(tmp_path / "out")} == {
         "00.jpg": None,

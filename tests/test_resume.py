@@ -39,7 +39,7 @@ def contents(out: Path) -> dict[str, bytes]:
     """All that a run left, but for locks and what run.json says of this session."""
     found = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
     told = json.loads(found.pop("run.json"))
-    for session in ("started", "seconds", "resumed"):
+    for session in ("started", "seconds", "resumed", "profile"):
         del told[session]
     return {"run.json": json.dumps(told).encode(), **{k: v for k, v in found.items() if not k.startswith(".lock")}}
 
@@ -69,7 +69,7 @@ def test_nothing_to_do_is_said_and_costs_nothing(
 ) -> None:
     folder, out = done
     before = times(out)
-    monkeypatch.setattr("camcli.pipeline.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("camcli.prepare.load_model", lambda *_: pytest.fail("the model was loaded"))
     ended = camcli("run", folder, "--out", out, *SMALL, "--json")
     assert ended.code == 1
     assert "nothing to do: all 7 images are recorded" in ended.err

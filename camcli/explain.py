@@ -1,0 +1,32 @@
+"""Items to outcomes with engines that are ready: decode, explain, paint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from camcli.config import RunConfig
+from camcli.inputs import Item
+from camcli.painter import Outcome, Painter
+from camcli.prepare import Prepared, cores, torch_threads
+from camcli.rundir import RunDir
+from camcli.stream import Stream
+from camcli.targets import chooser
+
+
+def explain(
+    config: RunConfig,
+    ready: Prepared,
+    folder: RunDir,
+    fingerprint: str,
+    items: Sequence[Item],
+    stopped: Callable[[], bool],
+) -> Iterator[Outcome]:
+    """One outcome for each of `items`, in their order, once its files are in `folder`.
+
+    The cores are divided between the engines; decoding and painting take what these leave idle.
+    """
+    painter = Painter(config, ready.engines[0], folder, fingerprint)
+    choose, whole = chooser(config.targets, ready.model.labels), config.overlay.size == "original"
+    stream = Stream(ready.engines, choose, ready.batch_size, cores(config), stopped, whole)
+    with torch_threads(max(1, cores(config) // len(ready.engines))):
+        yield from painter.outcomes(stream, items)

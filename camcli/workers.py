@@ -1,0 +1,132 @@
+"""One process for each of several devices; all write into one run folder, and this process keeps its records."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from camcli.config import RunConfig
+from camcli.errors import CamcliError
+from camcli.explain import explain
+from camcli.inputs import Item
+from camcli.memory import keep_freed_memory
+from camcli.painter import Outcome
+from camcli.prepare import cores, prepare
+from camcli.rundir import RunDir
+from camcli.stopwatch import Stopwatch
+
+LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What all workers have in common; precision and batch size of `config` are settled."""
+
+    config: RunConfig
+    out: Path
+    suffix: str
+    fingerprint: str
+    offline: bool
+
+    def on(self, device: torch.device, share: int) -> Task:
+        """For one device, with an equal part of the cores."""
+        threads = max(1, cores(self.config) // share)
+        runtime = self.config.runtime.model_copy(update={"device": str(device), "threads": threads})
+        return replace(self, config=self.config.model_copy(update={"runtime": runtime}))
+
+
+def in_processes(
+    task: Task,
+    devices: Sequence[torch.device],
+    items: Sequence[Item],
+    stopped: Callable[[], bool],
+    stopwatch: Stopwatch,
+) -> Iterator[Outcome]:
+    """One outcome for each of `items` as they come; raises what ended a worker.
+
+    Once `stopped` says so, no worker takes a new item, and those in flight are finished.
+    """
+    context = multiprocessing.get_context("spawn")
+    halt = context.Event()
+    workers: dict[Connection, BaseProcess] = {}
+    worker: BaseProcess
+    try:
+        for index, device in enumerate(devices):
+            receiver, sender = context.Pipe(duplex=False)
+            words = task.on(device, len(devices)), items[index :: len(devices)], sender, halt
+            worker = context.Process(target=_work, args=words, name=str(device), daemon=True)
+            worker.start()
+            sender.close()
+            workers[receiver] = worker
+        yield from _received(workers, halt, stopped, stopwatch)
+    finally:
+        halt.set()
+        for receiver, worker in workers.items():
+            receiver.close()
+            worker.join()
+
+
+def _received(
+    workers: dict[Connection, BaseProcess], halt: Event, stopped: Callable[[], bool], stopwatch: Stopwatch
+) -> Iterator[Outcome]:
+    at_work = dict(workers)
+    while at_work:
+        if stopped():
+            halt.set()
+        for receiver in wait(list(at_work), LOOK_SECONDS):
+            assert isinstance(receiver, Connection), "only connections are waited for"
+            message = _message(receiver, at_work[receiver])
+            if isinstance(message, Stopwatch):
+                stopwatch.add(message.seconds)
+                del at_work[receiver]
+            else:
+                yield message
+
+
+def _message(receiver: Connection, worker: BaseProcess) -> Any:
+    """What a worker says; raises the error that it sends, and CamcliError when it is gone without a word."""
+    try:
+        message = receiver.recv()
+    except EOFError:
+        worker.join()
+        raise CamcliError(
+            f"the process on {worker.name} ended with exit code {worker.exitcode}; the same command goes on from there"
+        ) from None
+    if isinstance(message, CamcliError):
+        raise message
+    return message
+
+
+def _work(task: Task, items: Sequence[Item], sender: Connection, halt: Event) -> None:
+    """A worker's whole life: signals are for the process that started it; when that is gone, so is the worker."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    keep_freed_memory()
+    with suppress(BrokenPipeError):
+        try:
+            sender.send(_explained(task, items, sender, halt))
+        except CamcliError as error:
+            sender.send(error)
+    sender.close()
+    os._exit(0)
+
+
+def _explained(task: Task, items: Sequence[Item], sender: Connection, halt: Event) -> Stopwatch:
+    batch_size = task.config.runtime.batch_size
+    assert isinstance(batch_size, int), "settled before workers start"
+    ready = prepare(task.config, items, task.offline, batch_size=batch_size)
+    folder = RunDir(task.out, task.suffix)
+    for outcome in explain(task.config, ready, folder, task.fingerprint, items, halt.is_set):
+        sender.send(outcome)
+    return ready.engines[0].stopwatch
