@@ -12,6 +12,7 @@ from PIL import Image
 from camcli.records import Box
 
 _FINER = 8
+_BILINEAR = Image.Resampling.BILINEAR
 
 Heat = NDArray[np.float32]
 Region = tuple[int, int, int, int]
@@ -33,11 +34,33 @@ def strips(heat: Heat, seen: Box, width: int, height: int, pixels: int) -> Itera
     left, right = _pixels(seen.x0, seen.x1, width)
     top, bottom = _pixels(seen.y0, seen.y1, height)
     cells = Image.fromarray(np.rint(np.pad(heat, 1, mode="edge") * 255).astype(np.uint8))
+    (u0, v0), (u1, v1) = _cells(left, top, seen, w, h), _cells(right, bottom, seen, w, h)
+    if v1 - v0 > bottom - top:
+        window = u0, v0, u1, v1
+        yield (left, top, right, bottom), cells.resize((right - left, bottom - top), _BILINEAR, box=window)
+        return
+    across = np.asarray(cells.resize((right - left, h + 2), _BILINEAR, box=(u0, 0, u1, h + 2)), dtype=np.float32)
     rows = max(1, pixels // (right - left))
     for y in range(top, bottom, rows):
         end = min(y + rows, bottom)
-        window = (*_cells(left, y, seen, w, h), *_cells(right, end, seen, w, h))
-        yield (left, y, right, end), cells.resize((right - left, end - y), Image.Resampling.BILINEAR, box=window)
+        centres = (np.arange(y, end) + 0.5 - seen.y0) / seen.height * h + 0.5
+        yield (left, y, right, end), _between(across, centres.clip(0, h + 1))
+
+
+def _between(rows: NDArray[np.float32], at: NDArray[np.float64]) -> Image.Image:
+    """A grey picture [len(at), W] between neighbours of `rows` [n,W] 0..255, at rising places in 0..n-1.
+
+    Several times faster than Pillow's resize, which does not know that a row is met with many weights.
+    """
+    grey = np.empty((len(at), rows.shape[1]), dtype=np.float32)
+    below = np.minimum(at.astype(np.intp), len(rows) - 2)
+    part = (at - below).astype(np.float32)[:, None]
+    for i in range(below[0], below[-1] + 1):
+        start, end = np.searchsorted(below, [i, i + 1])
+        np.multiply(part[start:end], rows[i + 1] - rows[i], out=grey[start:end])
+        grey[start:end] += rows[i]
+    grey += 0.5
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 def _pixels(low: float, high: float, limit: int) -> tuple[int, int]:

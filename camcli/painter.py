@@ -74,9 +74,10 @@ class Painter:
     def _write(self, result: ImageResult, picture: Picture) -> report.ImageRecord:
         files, record = self._painted(result, picture)
         own = fitted(f"reports/{result.id}.json") if self.config.report else None
-        sealed = report.sealed(record, self.fingerprint, {name: len(data) for name, data in files.items()}, own)
+        sizes = {name: len(data) for name, data in files.items()}
+        sealed, text = report.sealed(record, self.fingerprint, sizes, own)
         if own:
-            files[own] = report.report_text(sealed)
+            files[own] = text
         with self._timing("write"):
             for name, data in files.items():
                 self.folder.write(name, data)

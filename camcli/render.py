@@ -12,7 +12,7 @@ from camcli.records import Box
 
 SIGNED_GAIN = 1.6
 # Painted a strip at a time, so that what lies between two steps stays in the processor's cache.
-STRIP_PIXELS = 1 << 17
+STRIP_PIXELS = 1 << 18
 
 
 @cache

@@ -152,14 +152,24 @@ def report_text(record: ImageRecord) -> bytes:
     return to_json(record, indent=2).encode() + b"\n"
 
 
-def sealed(record: ImageRecord, fingerprint: str, sizes: dict[str, int], own: str | None) -> ImageRecord:
-    """With the sizes of the files written for it; `own`, its report, holds its own size as well."""
-    size, found = 0, 1000
-    while own and size != found:
-        size = found
-        record = record.model_copy(update={"fingerprint": fingerprint, "files": {**sizes, own: size}})
-        found = len(report_text(record))
-    return record if own else record.model_copy(update={"fingerprint": fingerprint, "files": sizes})
+def sealed(record: ImageRecord, fingerprint: str, sizes: dict[str, int], own: str | None) -> tuple[ImageRecord, bytes]:
+    """With the sizes of the files written for it, and its text; `own`, its report, holds its own size as well."""
+    files = {**sizes, own: 0} if own else sizes
+    record = record.model_copy(update={"fingerprint": fingerprint, "files": files})
+    if own is None:
+        return record, b""
+    text, place = report_text(record), f"{json.dumps(own)}: ".encode()
+    size = _with_itself(len(text) - 1)
+    sealed = record.model_copy(update={"files": {**sizes, own: size}})
+    return sealed, text.replace(place + b"0", place + str(size).encode())
+
+
+def _with_itself(length: int) -> int:
+    """A number that is `length` plus how many digits it has."""
+    size = length + 1
+    while size != length + len(str(size)):
+        size = length + len(str(size))
+    return size
 
 
 def failure_record(failure: Failure, fingerprint: str = "") -> FailureRecord:

@@ -18,11 +18,13 @@ from camcli.engine import Engine, Explanation
 from camcli.errors import CamcliError, ItemError
 from camcli.images import Picture, Room, decode, load_picture
 from camcli.inputs import Item, state_of
+from camcli.memory import installed_memory
 from camcli.records import Failure, FileState, ImageResult
 from camcli.stopwatch import Step
 from camcli.targets import Chooser
 
-KEPT_PIXELS = 300_000_000
+# A quarter of the memory, at four bytes each.
+KEPT_PIXELS = installed_memory() // 16
 _PAINTING = Room(100_000_000)
 
 R = TypeVar("R")

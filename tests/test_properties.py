@@ -140,9 +140,10 @@ def test_heat_lies_on_the_picture_and_in_the_box(width: int, height: int, h: int
 @pytest.mark.parametrize("length", [0, 1, 400, 4000, 40_000])
 def test_a_report_knows_its_own_size(length: int) -> None:
     record = _record("x" * length)
-    found = sealed(record, "f", {"overlays/a.jpg": 5}, "reports/a.json")
-    assert found.files == {"overlays/a.jpg": 5, "reports/a.json": len(report_text(found))}
-    assert sealed(record, "f", {"overlays/a.jpg": 5}, None).files == {"overlays/a.jpg": 5}
+    found, text = sealed(record, "f", {"overlays/a.jpg": 5}, "reports/a.json")
+    assert text == report_text(found)
+    assert found.files == {"overlays/a.jpg": 5, "reports/a.json": len(text)}
+    assert sealed(record, "f", {"overlays/a.jpg": 5}, None)[0].files == {"overlays/a.jpg": 5}
 
 
 def _record(layer: str) -> ImageRecord:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -64,7 +66,15 @@ def canvas(picture: Picture, config: OverlayConfig) -> tuple[Image.Image, Box]:
 
 def encode(image: Image.Image, config: OverlayConfig) -> bytes:
     """The file of `image`."""
-    buffer = io.BytesIO()
     options = {"compress_level": 1} if config.format == "png" else {"quality": config.quality}
-    image.save(buffer, _PILLOW_NAMES[config.format], **options)
-    return buffer.getvalue()
+    with _file_in_memory() as file:
+        image.save(file, _PILLOW_NAMES[config.format], **options)
+        file.seek(0)
+        return file.read()
+
+
+def _file_in_memory() -> BinaryIO:
+    """Pillow lets other threads run while it encodes only if the file has a number."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("overlay"), "w+b")
+    return io.BytesIO()
