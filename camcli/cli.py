@@ -107,6 +107,13 @@ def run(
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop after the first failure.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the images and stop.")] = False,
     offline: OfflineOption = False,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda:1, or several: cuda:0,cuda:1 or all, a process each.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Cores to work on; all by default.")] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say where the time went and what bounds the run.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     json_: JsonOption = False,
     log_format: Annotated[
@@ -124,7 +131,7 @@ def run(
     from camcli.resume import Policy
     from camcli.shard import shard_of
 
-    loaded = _load(config, model, overrides)
+    loaded = _load(config, model, [*_runtime(device, threads), *(overrides or [])])
     items = discover(inputs, ext or EXTENSIONS, limit, out)
     part = shard_of(shard, os.environ)
     job = Job(loaded.config, items, out, offline, shard=part, asked=_asked(inputs, ext, limit))
@@ -136,7 +143,13 @@ def run(
         return
     if not quiet:
         _announce(job, shard is None)
-    raise typer.Exit(_run(job, quiet, json_, junit))
+    raise typer.Exit(_run(job, quiet, json_, junit, profile))
+
+
+def _runtime(device: str | None, threads: int | None) -> list[str]:
+    """The overrides that options of their own stand for."""
+    given = {"runtime.device": device, "runtime.threads": threads}
+    return [f"{field}={value}" for field, value in given.items() if value is not None]
 
 
 def _asked(inputs: list[str], ext: list[str] | None, limit: int | None) -> dict[str, Any]:
@@ -159,7 +172,7 @@ def _announce(job: Job, by_default: bool) -> None:
         console.say(f"part {job.shard} of {len(job.items)} images{why}; `camcli merge` joins the parts")
 
 
-def _run(job: Job, quiet: bool, json_: bool, junit: Path | None) -> int:
+def _run(job: Job, quiet: bool, json_: bool, junit: Path | None, profile: bool) -> int:
     from camcli.job import settled
 
     ended = settled(job)
@@ -172,6 +185,8 @@ def _run(job: Job, quiet: bool, json_: bool, junit: Path | None) -> int:
         console.print_json(manifest)
     if not quiet:
         console.print_summary(report, settled=ended is not None)
+    if profile and ended is None:
+        console.print_profile(manifest["profile"], report.seconds)
     return report.exit_code
 
 

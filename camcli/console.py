@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from camcli.models import Entry
     from camcli.records import RunReport
     from camcli.status import Standing
+    from camcli.stopwatch import Step
 
 PIPED_COLUMNS = 160
 
@@ -118,6 +119,26 @@ def _print_counts(report: RunReport) -> None:
     table.add_row("seconds", f"{report.seconds:.1f}", "")
     Console(stderr=True).print(table)
     say(f"{report.out}: overlays/, reports/, results.jsonl, run.json")
+
+
+def print_profile(seconds: dict[Step, float], whole: float) -> None:
+    """Where the time of a run of `whole` seconds went."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from camcli.stopwatch import STEPS, bottleneck, start
+
+    bound = bottleneck(seconds, whole)
+    if _Talk.as_json:
+        say(f"{bound} bounds the run", "profile", seconds=seconds, bound=bound)
+        return
+    table = Table("step", "seconds", "of the run", "", box=None, pad_edge=False)
+    rows = [("start", start(seconds, whole), "model, layer, folder")]
+    rows += [(step, seconds[step], what) for step, what in STEPS.items()]
+    for step, value, what in rows:
+        table.add_row(step, f"{value:.2f}", f"{value / max(whole, 1e-9):.0%}", what)
+    Console(stderr=True).print(table)
+    say(f"{bound} bounds the run (work is summed over threads; the waits are of the thread that connects them)")
 
 
 def print_status(found: Standing) -> None:

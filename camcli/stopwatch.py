@@ -12,15 +12,15 @@ Work = Literal["decode", "forward", "backward", "render", "encode", "write"]
 Wait = Literal["wait for pictures", "wait for the model", "wait for files"]
 Step = Work | Wait
 STEPS: Mapping[Step, str] = {
-    "decode": "reading files and cutting the model's input",
-    "forward": "predicting",
+    "decode": "files to the model's input",
+    "forward": "predictions",
     "backward": "gradients and maps",
-    "render": "painting overlays",
-    "encode": "compressing overlays",
+    "render": "overlays",
+    "encode": "their compression",
     "write": "files on the disk",
     "wait for pictures": "nothing to explain yet",
     "wait for the model": "nothing to write yet",
-    "wait for files": "as many results as memory holds wait to be written",
+    "wait for files": "too much to write already",
 }
 """What each step is. The work is summed over threads; the one thread that connects them is in one of the waits."""
 
@@ -59,7 +59,14 @@ class Stopwatch:
                 self.seconds[step] += value
 
 
-def bottleneck(seconds: Mapping[Step, float]) -> Work:
-    """The step that bounds a run: the longest of those that were waited for most."""
+def start(seconds: Mapping[Step, float], whole: float) -> float:
+    """What of a run's seconds went by before the first picture was waited for."""
+    return max(0.0, whole - sum(seconds[wait] for wait in _WAITED_FOR))
+
+
+def bottleneck(seconds: Mapping[Step, float], whole: float) -> str:
+    """What bounds a run: its start, or the longest of the steps that were waited for most."""
     waited: Wait = max(_WAITED_FOR, key=lambda wait: seconds[wait])
+    if start(seconds, whole) > whole / 2:
+        return "start"
     return max(_WAITED_FOR[waited], key=lambda step: seconds[step])

@@ -24,7 +24,7 @@ from camcli.memory import keep_freed_memory
 from camcli.painter import Outcome
 from camcli.prepare import cores, prepare
 from camcli.rundir import RunDir
-from camcli.stopwatch import Stopwatch
+from camcli.stopwatch import Step, Stopwatch
 
 LOOK_SECONDS = 0.2
 
@@ -87,8 +87,8 @@ def _received(
         for receiver in wait(list(at_work), LOOK_SECONDS):
             assert isinstance(receiver, Connection), "only connections are waited for"
             message = _message(receiver, at_work[receiver])
-            if isinstance(message, Stopwatch):
-                stopwatch.add(message.seconds)
+            if isinstance(message, dict):
+                stopwatch.add(message)
                 del at_work[receiver]
             else:
                 yield message
@@ -122,11 +122,11 @@ def _work(task: Task, items: Sequence[Item], sender: Connection, halt: Event) ->
     os._exit(0)
 
 
-def _explained(task: Task, items: Sequence[Item], sender: Connection, halt: Event) -> Stopwatch:
+def _explained(task: Task, items: Sequence[Item], sender: Connection, halt: Event) -> dict[Step, float]:
     batch_size = task.config.runtime.batch_size
     assert isinstance(batch_size, int), "settled before workers start"
     ready = prepare(task.config, items, task.offline, batch_size=batch_size)
     folder = RunDir(task.out, task.suffix)
     for outcome in explain(task.config, ready, folder, task.fingerprint, items, halt.is_set):
         sender.send(outcome)
-    return ready.engines[0].stopwatch
+    return ready.engines[0].stopwatch.seconds

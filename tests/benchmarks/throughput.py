@@ -1,8 +1,9 @@
 """Speed and memory against peers and against physical limits, as ratios of medians taken in one process.
 
-    python -m tests.benchmarks.throughput                       engine and end to end, all models
-    python -m tests.benchmarks.throughput --models resnet50 --images 32 --json figures.json
-    python -m tests.benchmarks.throughput --memory              resident memory after 1,000 and 10,000 images
+    python -m tests.benchmarks.throughput                       engine and end to end, all models, on the CPU
+    python -m tests.benchmarks.throughput --device cuda         the same on a GPU
+    python -m tests.benchmarks.throughput --models resnet50 --parts engine --json figures.json
+    python -m tests.benchmarks.throughput --parts memory        peak memory after 1,000 and 10,000 images
 
 The peers (`grad-cam`, `torchcam`, `captum`) come with the extra `bench`; one that is not installed is left out.
 Weights are random: they cost the same time as trained ones.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import io
 import json
 import os
 import platform
@@ -20,14 +20,15 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import timm
 import torch
 import torch.nn.functional as F
@@ -39,12 +40,11 @@ from torch import Tensor, nn
 from camcli.config import RunConfig
 from camcli.engine import Engine
 from camcli.errors import ItemError
-from camcli.images import decode
 from camcli.inputs import discover
-from camcli.layers import TargetLayer, resolve_layer
-from camcli.methods import METHODS
-from camcli.models import LoadedModel, load_model
+from camcli.layers import TargetLayer
+from camcli.memory import keep_freed_memory
 from camcli.pipeline import run
+from camcli.prepare import prepare
 
 MODELS = {
     "resnet50": "resnet50",
@@ -53,7 +53,7 @@ MODELS = {
     "vit_b_16": "vit_base_patch16_224",
 }
 PICTURES = {"500x375": (500, 375), "4000x3000": (4000, 3000)}
-BATCH = 8
+LOOP = 8
 
 Work = Callable[[], object]
 
@@ -68,32 +68,53 @@ class Row:
     seconds: float
 
 
-def medians(works: dict[str, Work], images: int, rounds: int) -> dict[str, float]:
-    """Seconds per image of each work, taken in turns so that a busy machine slows all alike; one round is warm-up."""
+@dataclass(frozen=True)
+class Ratio:
+    """One figure against another of the same part, and what it was to reach."""
+
+    part: str
+    model: str
+    what: str
+    value: float
+    wanted: str
+
+
+def medians(works: Mapping[str, tuple[Work, int]], rounds: int) -> dict[str, float]:
+    """Seconds per image of each work on so many images, taken in turns, so that a busy machine slows all alike.
+
+    One round is warm-up.
+    """
     taken: dict[str, list[float]] = {name: [] for name in works}
     for round_ in range(rounds + 1):
-        for name, work in works.items():
+        for name, (work, images) in works.items():
             gc.collect()
             start = time.perf_counter()
             work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if round_:
                 taken[name].append((time.perf_counter() - start) / images)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def build(name: str) -> LoadedModel:
-    """A timm model with random weights."""
-    config = RunConfig.model_validate({"model": {"source": "timm", "name": MODELS[name], "weights": "none"}})
-    return load_model(config.model, config.input)
+def config_of(name: str, precision: str, batch: int, device: str) -> RunConfig:
+    """A timm model with random weights, Grad-CAM of the top class."""
+    model = {"source": "timm", "name": MODELS[name], "weights": "none"}
+    runtime = {"precision": precision, "batch_size": batch, "device": device}
+    return RunConfig.model_validate({"model": model, "runtime": runtime})
+
+
+def bare(name: str, device: str, layout: torch.memory_format = torch.contiguous_format) -> nn.Module:
+    """The model as its library builds it."""
+    module: nn.Module = timm.create_model(MODELS[name]).eval().requires_grad_(False)
+    return module.to(device).to(memory_format=layout)
 
 
 # ---- the engine alone: tensors in, maps at input size out
 
 
-def ours(model: LoadedModel, layer: TargetLayer, pixels: Tensor, precision: str, channels_last: bool) -> Work:
+def ours(engine: Engine, pixels: Tensor) -> Work:
     """camcli's engine on uint8 [B,H,W,3]."""
-    model.module.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    engine = Engine(model, [layer], [METHODS.get("gradcam")], "cpu", precision)
 
     def work() -> object:
         answers = engine.explain(pixels, lambda probabilities: [int(probabilities.argmax())])
@@ -103,14 +124,13 @@ def ours(model: LoadedModel, layer: TargetLayer, pixels: Tensor, precision: str,
     return work
 
 
-def plain_forward(module: nn.Module, inputs: Tensor, precision: str, channels_last: bool) -> Work:
+def plain_forward(module: nn.Module, inputs: Tensor, precision: str) -> Work:
     """The limit: predictions without any explanation."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def work() -> object:
-        module.to(memory_format=layout)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            return module(inputs.contiguous(memory_format=layout))
+        half = precision == "bf16"
+        with torch.inference_mode(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=half):
+            return module(inputs)
 
     return work
 
@@ -165,21 +185,41 @@ def _captum(module: nn.Module, target: nn.Module, inputs: Tensor, reshape: Any) 
     return work
 
 
-def engine_rows(name: str, rounds: int) -> list[Row]:
+def engine_rows(name: str, batch: int, device: str, rounds: int) -> list[Row]:
     """Engine, forward and peers on one batch."""
-    model = build(name)
-    layer = resolve_layer(model.module, model.preprocess.size)
-    pixels = torch.randint(0, 256, (BATCH, *model.preprocess.size, 3), dtype=torch.uint8)
-    inputs = Engine(model, [layer], []).normalise(pixels).contiguous()
-    trainable = build(name).module.requires_grad_(True)
-    works: dict[str, Work] = {}
+    works: dict[str, tuple[Work, int]] = {}
     for precision in ("fp32", "bf16"):
-        for channels_last in (False, True):
-            suffix = f"{precision}{' channels_last' if channels_last else ''}"
-            works[f"forward {suffix}"] = plain_forward(model.module, inputs, precision, channels_last)
-            works[f"camcli {suffix}"] = ours(model, layer, pixels, precision, channels_last)
-    works.update(peers(trainable, layer, inputs))
-    return [Row("engine", name, what, s) for what, s in medians(works, BATCH, rounds).items()]
+        ready = prepare(config_of(name, precision, batch, device), (), batch_size=batch)
+        engine = ready.engines[0]
+        pixels = torch.randint(0, 256, (batch, *ready.model.preprocess.size, 3), dtype=torch.uint8)
+        inputs = engine.normalise(pixels)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            about = f"{precision}{' channels_last' if layout == torch.channels_last else ''}"
+            module, laid_out = bare(name, device, layout), inputs.contiguous(memory_format=layout)
+            works[f"forward {about}"] = plain_forward(module, laid_out, precision), batch
+        works[f"camcli {precision}"] = ours(engine, pixels), batch
+    trainable = bare(name, device).requires_grad_(True)
+    for peer, work in peers(trainable, ready.layers[0], inputs.contiguous()).items():
+        works[peer] = work, batch
+    return [Row("engine", name, what, s) for what, s in medians(works, rounds).items()]
+
+
+def engine_ratios(name: str, seconds: Mapping[str, float], on_gpu: bool) -> list[Ratio]:
+    """Against the plain forward in the same precision, colours last, and against the peers in theirs."""
+    found = []
+    for precision in ("fp32", "bf16"):
+        value = seconds[f"camcli {precision}"] / seconds[f"forward {precision} channels_last"]
+        wanted = "<= 1.18" if on_gpu else "<= 1.10"
+        found.append(Ratio("engine", name, f"camcli {precision} / forward", value, wanted))
+    wishes = {"grad-cam": ">= 2.3", "captum": ">= 1.5", "torchcam": ">= 1"}
+    for peer in wishes.keys() & seconds.keys():
+        found.append(
+            Ratio("engine", name, f"{peer} / camcli fp32", seconds[peer] / seconds["camcli fp32"], wishes[peer])
+        )
+    if "grad-cam" in seconds:
+        value = seconds["grad-cam"] / seconds["camcli bf16"]
+        found.append(Ratio("engine", name, "grad-cam / camcli bf16", value, ">= 6"))
+    return found
 
 
 # ---- end to end: JPEG on disk in, overlay and report on disk out
@@ -198,16 +238,13 @@ def write_pictures(folder: Path, size: tuple[int, int], count: int) -> list[Path
     return paths
 
 
-def end_to_end(name: str, paths: Sequence[Path], precision: str, out: Path) -> Work:
-    """`camcli run`, without the start of the interpreter and the loading of weights."""
-    config = RunConfig.model_validate(
-        {
-            "model": {"source": "timm", "name": MODELS[name], "weights": "none"},
-            "runtime": {"precision": precision, "batch_size": BATCH, "device": "cpu"},
-        }
-    )
+def end_to_end(name: str, paths: Sequence[Path], precision: str, batch: int, device: str, out: Path) -> Work:
+    """`camcli run`, without the start of the interpreter and the loading of weights, as for all others."""
+    config = config_of(name, precision, batch, device)
     items = discover([str(path) for path in paths])
-    return lambda: run(config, items, Path(tempfile.mkdtemp(dir=out)))
+    ready = prepare(config, items)
+    print(f"{name} {precision}: {ready.precision.used}, {ready.precision.why}; batches of {ready.batch_size}")
+    return lambda: run(config, items, Path(tempfile.mkdtemp(dir=out)), ready)
 
 
 def decode_and_encode(paths: Sequence[Path], out: Path, threads: int) -> Work:
@@ -224,30 +261,34 @@ def decode_and_encode(paths: Sequence[Path], out: Path, threads: int) -> Work:
     return work
 
 
-def timm_predicts(name: str, folder: Path) -> Work:
-    """What timm's inference script does: its dataset, loader and a plain fp32 forward; no heatmap."""
-    module = timm.create_model(MODELS[name]).eval()
-    settings = resolve_data_config(model=module)
-    workers = os.cpu_count() or 1
+def timm_predicts(name: str, folder: Path, batch: int, device: str) -> Work:
+    """What timm's inference script does: its dataset, its loader on all cores, a plain fp32 forward; no heatmap."""
+    module = bare(name, device)
+    loader = create_loader(
+        ImageDataset(str(folder)),
+        batch_size=batch,
+        use_prefetcher=device != "cpu",
+        num_workers=os.cpu_count() or 1,
+        persistent_workers=True,
+        device=torch.device(device),
+        **resolve_data_config(model=module),
+    )
 
     def work() -> object:
-        loader = create_loader(
-            ImageDataset(str(folder)), batch_size=BATCH, use_prefetcher=False, num_workers=workers, **settings
-        )
         with torch.inference_mode():
-            return [module(batch).softmax(dim=1).topk(5) for batch, _ in loader]
+            return [module(inputs).softmax(dim=1).topk(5)[1].cpu() for inputs, _ in loader]
 
     return work
 
 
-def grad_cam_loop(name: str, layer: TargetLayer, paths: Sequence[Path], out: Path) -> Work:
+def grad_cam_loop(name: str, layer: TargetLayer, paths: Sequence[Path], device: str, out: Path) -> Work:
     """The loop that a person writes around `grad-cam`: one image at a time, overlay saved with OpenCV."""
     import cv2
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.image import show_cam_on_image
     from torchvision import transforms
 
-    module = timm.create_model(MODELS[name]).eval()
+    module = bare(name, device).requires_grad_(True)
     target, layout = module.get_submodule(layer.taps[0].path), layer.taps[0].layout
     reshape = None if layout.kind == "nchw" else layout.to_maps
     prepare = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()])
@@ -256,44 +297,58 @@ def grad_cam_loop(name: str, layer: TargetLayer, paths: Sequence[Path], out: Pat
         with GradCAM(module, [target], reshape_transform=reshape) as cam:
             for path in paths:
                 tensor = prepare(Image.open(path).convert("RGB"))
-                heat = cam(tensor[None], None)[0]
+                heat = cam(tensor[None].to(device), None)[0]
                 cv2.imwrite(str(out / path.name), show_cam_on_image(tensor.permute(1, 2, 0).numpy(), heat)[..., ::-1])
         return None
 
     return work
 
 
-def end_to_end_rows(name: str, images: int, rounds: int, sizes: Sequence[str]) -> list[Row]:
+def end_to_end_rows(name: str, size: str, images: int, batch: int, device: str, rounds: int) -> list[Row]:
     """camcli, its two limits and the peers on the same files."""
-    model = build(name)
-    layer = resolve_layer(model.module, model.preprocess.size)
-    rows = []
-    for size in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "out"
-            out.mkdir()
-            pictures = Path(folder) / "in"
-            pictures.mkdir()
-            paths = write_pictures(pictures, PICTURES[size], images)
-            inputs = torch.zeros(BATCH, 3, *model.preprocess.size)
-            forward = plain_forward(model.module, inputs, "fp32", True)
-            works: dict[str, Work] = {
-                "forward only": lambda forward=forward: [forward() for _ in range(images // BATCH)],  # type: ignore[misc]
-                "decode + encode": decode_and_encode(paths, out, os.cpu_count() or 1),
-                "timm predicts": timm_predicts(name, pictures),
-                "camcli fp32": end_to_end(name, paths, "fp32", out),
-                "camcli bf16": end_to_end(name, paths, "bf16", out),
-            }
-            if find_spec("pytorch_grad_cam"):
-                works["grad-cam loop"] = grad_cam_loop(name, layer, paths, out)
-            rows += [Row(f"end to end {size}", name, what, s) for what, s in medians(works, images, rounds).items()]
-    return rows
+    with tempfile.TemporaryDirectory() as folder:
+        out, pictures = Path(folder) / "out", Path(folder) / "in"
+        out.mkdir()
+        pictures.mkdir()
+        paths = write_pictures(pictures, PICTURES[size], images)
+        ready = prepare(config_of(name, "fp32", batch, device), (), batch_size=batch)
+        works: dict[str, tuple[Work, int]] = {}
+        for precision in ("fp32", "bf16"):
+            inputs = torch.zeros(batch, 3, *ready.model.preprocess.size, device=device)
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            forward = plain_forward(bare(name, device, torch.channels_last), inputs, precision)
+            works[f"forward {precision}"] = forward, batch
+        works["decode + encode"] = decode_and_encode(paths, out, os.cpu_count() or 1), images
+        works["timm predicts"] = timm_predicts(name, pictures, batch, device), images
+        for precision in ("fp32", "bf16", "auto"):
+            works[f"camcli {precision}"] = end_to_end(name, paths, precision, batch, device, out), images
+        if find_spec("pytorch_grad_cam"):
+            works["grad-cam loop"] = grad_cam_loop(name, ready.layers[0], paths[:LOOP], device, out), LOOP
+        return [Row(f"end to end {size}", name, what, s) for what, s in medians(works, rounds).items()]
+
+
+def end_to_end_ratios(part: str, name: str, seconds: Mapping[str, float]) -> list[Ratio]:
+    """Against the limits, against the loop, and against predicting alone."""
+    files = seconds["decode + encode"]
+    found = []
+    for precision in ("fp32", "bf16"):
+        value = seconds[f"camcli {precision}"] / max(seconds[f"forward {precision}"], files)
+        found.append(Ratio(part, name, f"camcli {precision} / max(forward, decode + encode)", value, "<= 1.15"))
+    if "4000x3000" in part:
+        value = files / min(seconds[f"camcli {precision}"] for precision in ("fp32", "bf16"))
+        found.append(Ratio(part, name, "decode + encode / camcli", value, ">= 0.6"))
+    if "grad-cam loop" in seconds:
+        value = seconds["grad-cam loop"] / seconds["camcli auto"]
+        found.append(Ratio(part, name, "grad-cam loop / camcli auto", value, ">= 4"))
+    value = seconds["timm predicts"] / seconds["camcli auto"]
+    return [*found, Ratio(part, name, "timm predicts / camcli auto", value, "> 1")]
 
 
 def resident_mib(images: int) -> float:
     """Peak resident memory, in MiB, of a run of the demo model over `images` pictures in a process of its own."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom camcli.configfile import load_config\n"
+        "import sys\nfrom camcli.memory import keep_freed_memory\nkeep_freed_memory()\n"
+        "from pathlib import Path\nfrom camcli.configfile import load_config\n"
         "from camcli.inputs import discover\nfrom camcli.pipeline import run\n"
         "run(load_config(None).config, discover([sys.argv[1]]), Path(sys.argv[2]))\n"
     )
@@ -311,35 +366,74 @@ def resident_mib(images: int) -> float:
     return usage.ru_maxrss / 1024
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: milliseconds per image, and the ratio to camcli in the same part."""
+def table(rows: Sequence[Row], ratios: Sequence[Ratio]) -> str:
+    """Markdown: milliseconds per image, then the ratios."""
     lines = ["| part | model | what | ms/image |", "|---|---|---|---|"]
     lines += [f"| {row.part} | {row.model} | {row.what} | {1000 * row.seconds:.1f} |" for row in rows]
-    return "\n".join(lines)
+    lines += ["", "| part | model | ratio | value | wanted |", "|---|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {r.part} | {r.model} | {r.what} | {r.value:.2f} | {r.wanted} |" for r in ratios)])
+
+
+def machine(device: str) -> str:
+    """What the figures were taken on."""
+    names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
+    cpu = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    gpu = "" if device == "cpu" else f", {torch.cuda.get_device_name(device)}"
+    return f"{cpu}{gpu}; torch {torch.__version__}, timm {timm.__version__}, Pillow {PIL.__version__}"
+
+
+def _cpu_lines() -> list[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def by_part(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """(part, model) -> seconds by what was measured."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        found.setdefault((row.part, row.model), {})[row.what] = row.seconds
+    return found
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--sizes", nargs="*", choices=PICTURES, default=list(PICTURES))
-    parser.add_argument("--images", type=int, default=4 * BATCH)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory", action="store_true", help="resident memory at 1,000 and 10,000 images instead")
+    parser.add_argument("--parts", nargs="+", choices=["engine", *PICTURES, "memory"], default=["engine", *PICTURES])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, help="pictures per forward pass; 8 on a CPU, 64 on a GPU")
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    if args.memory:
-        for images in (1_000, 10_000):
-            print(f"{images} images: {resident_mib(images):.0f} MiB")
-        return
-    rows = [row for name in args.models for row in engine_rows(name, args.rounds)]
-    rows += [r for name in args.models for r in end_to_end_rows(name, args.images, args.rounds, args.sizes)]
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
-    print(table(rows))
+    batch = args.batch or (8 if args.device == "cpu" else 64)
+    print(machine(args.device))
+    rows, ratios = [], []
+    for name in args.models:
+        for part in args.parts:
+            if part == "engine":
+                rows += engine_rows(name, batch, args.device, args.rounds)
+            elif part in PICTURES:
+                rows += end_to_end_rows(name, part, args.images, batch, args.device, args.rounds)
+    for (part, name), seconds in by_part(rows).items():
+        of_engine = part == "engine"
+        ratios += (
+            engine_ratios(name, seconds, args.device != "cpu") if of_engine else end_to_end_ratios(part, name, seconds)
+        )
+    print(table(rows, ratios))
+    if "memory" in args.parts:
+        peaks = {images: resident_mib(images) for images in (1_000, 10_000)}
+        print("peak MiB by images:", {images: round(peak) for images, peak in peaks.items()})
     if args.json:
-        args.json.write_text(json.dumps([row.__dict__ for row in rows], indent=2))
+        found = {
+            "machine": machine(args.device),
+            "rows": [asdict(r) for r in rows],
+            "ratios": [asdict(r) for r in ratios],
+        }
+        args.json.write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()
