@@ -23,7 +23,7 @@ def explain(
 ) -> Iterator[Outcome]:
     """One outcome for each of `items`, in their order, once its files are in `folder`.
 
-    The cores are divided between the engines; decoding and painting take what these leave idle.
+    On a CPU the cores are divided between the engines; decoding and painting take what these leave idle.
     """
     painter = Painter(config, ready.engines[0], folder, fingerprint)
     choose, whole = chooser(config.targets, ready.model.labels), config.overlay.size == "original"

@@ -30,6 +30,7 @@ from camcli.versions import versions
 
 PROBED = 16
 MOST_ENGINES = 8
+GPU_ENGINES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,8 @@ def prepare(
     size = batch_size or _batch_size(config, engine, len(items), engines * len(devices), earlier)
     if runtime.compile:
         warm_up(engine, size)
+    if len(devices) > 1:
+        engine.module.to("cpu")  # each process has an engine of its own
     return Prepared(twins(engine, engines), layers, precision, size, devices)
 
 
@@ -121,10 +124,14 @@ def _batch_size(
 
 
 def _at_once(config: RunConfig, devices: Sequence[torch.device]) -> int:
-    """Engines for each device: a CPU computes several batches on one core each with less waiting than one on all."""
-    if devices[0].type != "cpu" or config.runtime.compile:
-        return 1
-    return max(1, min(cores(config) // len(devices), MOST_ENGINES))
+    """Engines for each device.
+
+    A CPU computes several batches on one core each with less waiting than one on all. A GPU computes the next batch
+    while the results of the last one are read.
+    """
+    if devices[0].type == "cpu" and not config.runtime.compile:
+        return max(1, min(cores(config) // len(devices), MOST_ENGINES))
+    return GPU_ENGINES if devices[0].type == "cuda" else 1
 
 
 def cores(config: RunConfig) -> int:

@@ -43,7 +43,10 @@ def against(config: TargetsConfig, labels: Sequence[str]) -> int | None:
 
 def ranked(probabilities: NDArray[np.float32], most: int | None = None) -> list[int]:
     """The `most` first class indices, most probable first, ties in order of index."""
-    order: list[int] = np.argsort(-probabilities, kind="stable")[:most].tolist()
+    candidates = np.arange(len(probabilities))
+    if most is not None and most < len(probabilities):
+        candidates = np.flatnonzero(probabilities >= np.partition(probabilities, -most)[-most])
+    order: list[int] = candidates[np.argsort(-probabilities[candidates], kind="stable")][:most].tolist()
     return order
 
 

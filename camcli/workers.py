@@ -62,7 +62,7 @@ def in_processes(
     workers: dict[Connection, BaseProcess] = {}
     worker: BaseProcess
     try:
-        for index, device in enumerate(devices):
+        for index, device in enumerate(devices[: len(items)]):
             receiver, sender = context.Pipe(duplex=False)
             words = task.on(device, len(devices)), items[index :: len(devices)], sender, halt
             worker = context.Process(target=_work, args=words, name=str(device), daemon=True)

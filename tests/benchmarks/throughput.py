@@ -127,15 +127,19 @@ def bare(name: str, device: str, layout: torch.memory_format = torch.contiguous_
 # ---- the engine alone: tensors in, maps at input size out
 
 
-def ours(engine: Engine, pixels: Tensor) -> Work:
-    """camcli's engine on uint8 [B,H,W,3]."""
+def ours(engines: Sequence[Engine], pixels: Tensor) -> Work:
+    """camcli's engines, each on a batch uint8 [B,H,W,3] at the same time."""
 
-    def work() -> object:
+    def one(engine: Engine) -> object:
         answers = engine.explain(pixels, lambda probabilities: [int(probabilities.argmax())])
         heats = [torch.from_numpy(a.heatmaps[0].heat) for a in answers if not isinstance(a, ItemError)]
         return F.interpolate(torch.stack(heats)[:, None], size=pixels.shape[1:3], mode="bilinear")
 
-    return work
+    def work() -> object:
+        with ThreadPoolExecutor(len(engines)) as pool:
+            return list(pool.map(one, engines))
+
+    return work if len(engines) > 1 else lambda: one(engines[0])
 
 
 def plain_forward(module: nn.Module, inputs: Tensor, precision: str) -> Work:
@@ -204,14 +208,14 @@ def engine_rows(name: str, batch: int, device: str, rounds: int) -> list[Row]:
     works: dict[str, tuple[Work, int]] = {}
     for precision in ("fp32", "bf16"):
         ready = prepare(config_of(name, precision, batch, device), (), batch_size=batch)
-        engine = ready.engines[0]
+        engines = ready.engines if device != "cpu" else ready.engines[:1]
         pixels = torch.randint(0, 256, (batch, *ready.model.preprocess.size, 3), dtype=torch.uint8)
-        inputs = engine.normalise(pixels)
+        inputs = engines[0].normalise(pixels)
         for layout in (torch.contiguous_format, torch.channels_last):
             about = f"{precision}{' channels_last' if layout == torch.channels_last else ''}"
             module, laid_out = bare(name, device, layout), inputs.contiguous(memory_format=layout)
             works[f"forward {about}"] = plain_forward(module, laid_out, precision), batch
-        works[f"camcli {precision}"] = ours(engine, pixels), batch
+        works[f"camcli {precision}"] = ours(engines, pixels), batch * len(engines)
     trainable = bare(name, device).requires_grad_(True)
     for peer, work in peers(trainable, ready.layers[0], inputs.contiguous()).items():
         works[peer] = work, batch
