@@ -153,12 +153,12 @@ class Engine:
 
     def _aims(self, logits: Tensor, classes: Sequence[Sequence[int]]) -> Tensor:
         """[B,K]: 1 at each picture's class, of which there may be none, and -1 at the class that it is held against."""
-        aims = torch.zeros_like(logits)
+        aims = np.zeros(logits.shape, dtype=np.float32)  # one copy to the device instead of one for each picture
         for row, wanted in zip(aims, classes, strict=True):
             row[list(wanted)] = 1
             if wanted and self.against is not None:
                 row[self.against] -= 1
-        return aims
+        return torch.from_numpy(aims).to(logits.device)
 
     def maps(self, plain: Pass, aims: Sequence[Tensor]) -> list[list[Maps]]:
         """Each method's maps for each of the rounds of `aims`."""

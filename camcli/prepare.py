@@ -118,9 +118,11 @@ def _batch_size(
     config: RunConfig, engine: Engine, pictures: int, at_once: int, earlier: Mapping[str, Any] | None
 ) -> int:
     asked = config.runtime.batch_size
-    if asked == "auto":
-        asked = (earlier or {}).get("batch_size") or find_batch_size(engine, pictures // at_once)
-    return even_batches(pictures, asked, at_once)
+    if asked != "auto":
+        return even_batches(pictures, asked, at_once)
+    if earlier and "batch_size" in earlier and earlier["inputs"]["images"] == pictures:
+        return int(earlier["batch_size"])
+    return even_batches(pictures, find_batch_size(engine, pictures // at_once), at_once)
 
 
 def _at_once(config: RunConfig, devices: Sequence[torch.device]) -> int:

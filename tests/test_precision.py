@@ -137,9 +137,15 @@ def test_a_run_says_what_it_chose_and_a_resumed_one_keeps_to_it(
     assert told["identity"]["runtime"] == {"precision": "bf16"}
     assert 1 <= told["batch_size"] <= 32
 
+    with monkeypatch.context() as patch:
+        for choice in ("choose_precision", "find_batch_size"):
+            patch.setattr(f"camcli.prepare.{choice}", lambda *_: pytest.fail("chosen again"))
+        assert camcli(*words, "-s", "runtime.batch_size=auto", "--retry-failed").code == 1
+    again = manifest(tmp_path / "out")
+    assert (again["precision"], again["batch_size"]) == (told["precision"], told["batch_size"])
+
     save_picture(tmp_path / "in" / "00.png", 300, 200, seed=1)
-    for choice in ("choose_precision", "find_batch_size"):
-        monkeypatch.setattr(f"camcli.prepare.{choice}", lambda *_: pytest.fail("chosen again"))
+    monkeypatch.setattr("camcli.prepare.choose_precision", lambda *_: pytest.fail("chosen again"))
     assert camcli(*words, "-s", "runtime.batch_size=auto").code == 1
     assert manifest(tmp_path / "out")["precision"] == told["precision"]
     assert len(lines(tmp_path / "out")) == 15
