@@ -110,7 +110,7 @@ def _joined(manifests: Sequence[manifest.Manifest]) -> manifest.Manifest:
         total: Counter[str] = Counter()
         for one in manifests:
             total.update(one[field])
-        joined[field] = dict(sorted(total.items()))
+        joined[field] = {name: round(value, 3) for name, value in sorted(total.items())}
     joined["started"] = min(one["started"] for one in manifests)
     joined["seconds"] = round(sum(one["seconds"] for one in manifests), 3)
     joined["exit_code"] = 1 if joined["counts"]["failed"] else 0
