@@ -53,6 +53,7 @@ def perform(job: Job, progress: Progress, interrupt: Interrupt | None, prepared:
     started, clock = datetime.now(UTC), time.monotonic()
     with RunDir(job.out, job.suffix) as folder, ExitStack() as stack:
         ready = prepared or prepare(job.config, job.items, job.offline, _earlier(job, folder))
+        stopwatch = ready.start_clock()
         settings = _settings(job, ready, started)
         recorder = Recorder(folder, settings["fingerprint"])
 
@@ -68,7 +69,7 @@ def perform(job: Job, progress: Progress, interrupt: Interrupt | None, prepared:
         seconds = round(time.monotonic() - clock, 3)
         summary = _summary(job, work, recorder, seconds, interrupt.exit_code if interrupt else 0)
         ended = manifest.closing(settings, summary, folder.ledger.entries, bool(interrupt and interrupt.exit_code))
-        ended["profile"] = ready.engines[0].stopwatch.rounded()
+        ended["profile"] = stopwatch.rounded()
         folder.write_manifest(ended)
     return Outcome(summary, ended)
 

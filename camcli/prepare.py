@@ -24,6 +24,7 @@ from camcli.layers import Candidate, TargetLayer, list_candidates, resolve_cache
 from camcli.methods import METHODS
 from camcli.models import LoadedModel, load_model
 from camcli.precision import Choice, choose_precision
+from camcli.stopwatch import Stopwatch
 from camcli.targets import against
 from camcli.tuning import tune, twins, warm_up
 from camcli.versions import versions
@@ -50,6 +51,13 @@ class Prepared:
     def model(self) -> LoadedModel:
         """What they explain."""
         return self.engines[0].model
+
+    def start_clock(self) -> Stopwatch:
+        """A new stopwatch for all engines; what was tried while they were prepared does not count."""
+        stopwatch = Stopwatch()
+        for engine in self.engines:
+            engine.stopwatch = stopwatch
+        return stopwatch
 
     def settled(self, config: RunConfig) -> RunConfig:
         """`config` without choices left to make."""

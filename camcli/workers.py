@@ -126,7 +126,8 @@ def _explained(task: Task, items: Sequence[Item], sender: Connection, halt: Even
     batch_size = task.config.runtime.batch_size
     assert isinstance(batch_size, int), "settled before workers start"
     ready = prepare(task.config, items, task.offline, batch_size=batch_size)
+    stopwatch = ready.start_clock()
     folder = RunDir(task.out, task.suffix)
     for outcome in explain(task.config, ready, folder, task.fingerprint, items, halt.is_set):
         sender.send(outcome)
-    return ready.engines[0].stopwatch.seconds
+    return stopwatch.seconds

@@ -14,13 +14,14 @@ from PIL import Image
 
 from camcli import geometry, memory, render
 from camcli.config import InputConfig, OverlayConfig
+from camcli.engine import Engine
 from camcli.images import Preprocess, load_picture
 from camcli.records import Box
 from camcli.stopwatch import Step, Stopwatch, bottleneck
 from camcli.stream import Allowance
 from camcli.writers.overlay import encode, paint
 from tests.conftest import SHAPES, Ended, save_picture
-from tests.test_run import TINY, lines
+from tests.test_run import TINY, lines, manifest
 
 Camcli = Callable[..., Ended]
 
@@ -177,6 +178,7 @@ def test_the_profile_adds_up_to_the_run(camcli: Camcli, tmp_path: Path) -> None:
     [profile] = [e for e in map(json.loads, ended.err.splitlines()) if e["event"] == "profile"]
     assert profile["seconds"] == told["profile"]
     assert told["config"]["runtime"]["threads"] == 1
+    assert told["profile"]["forward"] < told["seconds"]
     waits = sum(value for step, value in told["profile"].items() if step.startswith("wait"))
     assert 0 < waits <= told["seconds"]
     assert all(told["profile"][step] > 0 for step in ("decode", "forward", "backward", "render", "encode", "write"))
@@ -196,3 +198,15 @@ def test_a_stopwatch_adds_up_threads() -> None:
 def replace_one(found: dict[Step, float], value: float) -> dict[Step, float]:
     """Only `decode`."""
     return {**dict.fromkeys(found, 0.0), "decode": value}
+
+
+def test_what_was_tried_before_the_run_is_no_part_of_its_profile(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(engine: Engine, pictures: int) -> int:
+        engine.stopwatch.add(replace_one(engine.stopwatch.seconds, 1000.0))
+        return 4
+
+    monkeypatch.setattr("camcli.prepare.find_batch_size", slow)
+    assert camcli("run", SHAPES, "--out", tmp_path / "out", *TINY, "-s", "runtime.batch_size=auto").code == 0
+    assert manifest(tmp_path / "out")["profile"]["decode"] < 1000
