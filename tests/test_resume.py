@@ -247,9 +247,13 @@ def test_kill_at_any_moment_then_run_again_equals_an_undisturbed_run(driver: Dri
     (folder / "bad.jpg").write_text("no picture")
     words = ("run", folder, *SMALL, "-s", "maps=npz", "--out")
     driver.run(*words, tmp_path / "warm")
-    clock = time.monotonic()
-    assert driver.run(*words, tmp_path / "whole") == 1
-    duration = time.monotonic() - clock
+    durations = []
+    for name in ("other", "another", "whole"):
+        clock = time.monotonic()
+        assert driver.run(*words, tmp_path / name) == 1
+        durations.append(time.monotonic() - clock)
+    duration = min(durations)  # a run that the machine held up would let most kills come too late
+    assert contents(tmp_path / "another") == contents(tmp_path / "whole")
     whole = contents(tmp_path / "whole")
     moments = random.Random(5)
     killed = 0
