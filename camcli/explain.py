@@ -26,7 +26,7 @@ def explain(
     On a CPU the cores are divided between the engines; decoding and painting take what these leave idle.
     """
     painter = Painter(config, ready.engines[0], folder, fingerprint)
-    choose, whole = chooser(config.targets, ready.model.labels), config.overlay.size == "original"
-    stream = Stream(ready.engines, choose, ready.batch_size, cores(config), stopped, whole)
+    choose = chooser(config.targets, ready.model.labels)
+    stream = Stream(ready.engines, choose, ready.batch_size, cores(config), stopped, painter.whole)
     with torch_threads(max(1, cores(config) // len(ready.engines))):
         yield from painter.outcomes(stream, items)

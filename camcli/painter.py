@@ -28,7 +28,7 @@ Outcome = report.ImageRecord | Failure
 
 
 class Painter:
-    """Writes each result's files and makes its record."""
+    """Writes each result's files and makes its record; whole: it needs the pictures' own pixels for that."""
 
     def __init__(self, config: RunConfig, engine: Engine, folder: RunDir, fingerprint: str) -> None:
         self.config = config
@@ -37,6 +37,7 @@ class Painter:
         self.fingerprint = fingerprint[:SHORT]
         model = engine.model
         self.preprocess = model.preprocess
+        self.whole = config.overlay.size == "original"
         self._timing = engine.stopwatch.timing
         self.model = report.ModelRecord(source=model.source, name=model.name, weights_sha256=model.weights_sha256)
         self.full_range: dict[str, float] = {}
@@ -63,7 +64,7 @@ class Painter:
     def _write_again(self, result: ImageResult) -> Outcome:
         item = Item(result.id, Path(result.source))
         try:
-            return self._write(result, load_picture(item.path, self.preprocess))
+            return self._write(result, load_picture(item.path, self.preprocess, self.whole))
         except CamcliError:
             raise
         except ItemError as error:

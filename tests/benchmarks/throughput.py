@@ -35,7 +35,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.data import create_loader, resolve_data_config
 from timm.data.dataset import ImageDataset
 from torch import Tensor, nn
@@ -119,8 +119,9 @@ def config_of(name: str, precision: str, batch: int, device: str, overlay: str =
 
 
 def bare(name: str, device: str, layout: torch.memory_format = torch.contiguous_format) -> nn.Module:
-    """The model as its library builds it."""
+    """The model as its library builds it, with the same weights for all."""
     module: nn.Module = timm.create_model(MODELS[name]).eval().requires_grad_(False)
+    module.load_state_dict(load_file(weights_of(name)))
     return module.to(device).to(memory_format=layout)
 
 
@@ -442,9 +443,8 @@ def main() -> None:
             engine_ratios(name, seconds, args.device != "cpu") if of_engine else end_to_end_ratios(part, name, seconds)
         )
     print(table(rows, ratios))
-    if "memory" in args.parts:
-        peaks = {images: resident_mib(images) for images in (1_000, 10_000)}
-        print("peak MiB by images:", {images: round(peak) for images, peak in peaks.items()})
+    peaks = {images: round(resident_mib(images)) for images in (1_000, 10_000) if "memory" in args.parts}
+    print("".join(f"peak after {images} images: {peak} MiB\n" for images, peak in peaks.items()), end="")
     if args.json:
         found = {
             "machine": machine(args.device),
