@@ -4,9 +4,9 @@
     python -m tests.mutants geometry.py     those whose file or text contains the word
     python -m tests.mutants --jobs 1        one at a time
 
-The mutants of `tests/mutants/*.yaml` name a file, the text that is there, the text that takes its place, and the tests to
-run. One that no test can notice says why under `equivalent`, is not run and does not count. Exit code 1 where a mutant
-survives or a test selection fails without one.
+The mutants of `tests/mutants/*.yaml` name a file, the text that is there, the text that takes its place, and the
+tests to run. One that no test can notice says why under `equivalent`, is not run and does not count. Exit code 1
+where a mutant survives or a test selection fails without one.
 """
 
 from __future__ import annotations
