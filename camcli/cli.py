@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from camcli import console
+from camcli import console, crash, stdio
 from camcli.errors import CamcliError, ConfigError
 from camcli.memory import keep_freed_memory
 
@@ -23,10 +23,38 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 all done · 1 finished, but images failed · 2 usage or config · 3 fatal (model, weights, disk) · "
-    "5 no images found · 75 output folder in use · 130/143 interrupted."
+    "5 no images found · 70 camcli itself broke (a log says how) · 75 output folder in use · 130/143 interrupted."
 )
 
+
+class _Root(TyperGroup):
+    """Keeps from click what it would turn into exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that `ctx` names."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except OSError as error:
+            raise crash.internal_error(error) from error
+
+
+class _InFolder(TyperCommand):
+    """A command with a run folder; a log of what nobody expected goes there."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        try:
+            return super().invoke(ctx)
+        except (CamcliError, typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            raise crash.internal_error(error, ctx.params.get("out")) from error
+
+
 app = typer.Typer(
+    cls=_Root,
     help="Where did the classifier look? Heatmap overlays and top-5 reports for folders of images.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
@@ -54,14 +82,34 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 
 
 def main() -> None:
-    """Entry point: errors that a user can act on become one message and an exit code."""
+    """Entry point: every error becomes one message and an exit code, and no stream ends the work."""
     console.talk_text()
     keep_freed_memory()
+    with stdio.steady() as out:
+        code = _invoke()
+        reason = out.loss() if out else None
+        if reason:
+            console.say(f"camcli: standard output cannot be written: {reason}", "error", exit_code=3)
+            code = 3 if code in (0, 1) else code
+    sys.exit(code)
+
+
+def _invoke() -> int:
+    """The exit code of what the command line asks for."""
     try:
         app()
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0
     except CamcliError as error:
-        console.say(f"camcli: {error}", "error", exit_code=error.exit_code)
-        sys.exit(error.exit_code)
+        return _told(error)
+    except Exception as error:
+        return _told(crash.internal_error(error))
+    return 0
+
+
+def _told(error: CamcliError) -> int:
+    console.say(f"camcli: {error}", "error", exit_code=error.exit_code)
+    return error.exit_code
 
 
 @app.callback(invoke_without_command=True)
@@ -74,8 +122,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command(
+    cls=_InFolder,
     epilog="Examples: [b]camcli run photos --out out[/b] · [b]camcli run @list.txt -c configs/vit_base.yaml "
-    "--out out[/b] · [b]find . -name '*.jpg' | camcli run - --out out -s 'targets=[\"tabby\"]'[/b]\n\n" + EXIT_CODES
+    "--out out[/b] · [b]find . -name '*.jpg' | camcli run - --out out -s 'targets=[\"tabby\"]'[/b]\n\n" + EXIT_CODES,
 )
 def run(
     inputs: Annotated[
@@ -201,7 +250,7 @@ def _perform(job: Job, quiet: bool) -> tuple[RunReport, dict[str, Any]]:
     return outcome.report, outcome.manifest
 
 
-@app.command()
+@app.command(cls=_InFolder)
 def status(
     out: Annotated[Path, typer.Argument(help="Run folder.")],
     check: Annotated[
@@ -221,7 +270,7 @@ def status(
     raise typer.Exit(0 if found.complete else 1)
 
 
-@app.command()
+@app.command(cls=_InFolder)
 def merge(
     out: Annotated[Path, typer.Argument(help="Run folder whose parts were made with --shard.")],
     json_: JsonOption = False,
@@ -281,7 +330,7 @@ def methods(json_: JsonOption = False) -> None:
         console.print_methods(found)
 
 
-@app.command(epilog="Example: [b]camcli dff photos --out concepts --concepts 5[/b]\n\n" + EXIT_CODES)
+@app.command(cls=_InFolder, epilog="Example: [b]camcli dff photos --out concepts --concepts 5[/b]\n\n" + EXIT_CODES)
 def dff(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, @list.txt, or - for paths on stdin.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for overlays/ and concepts.json.")],

@@ -9,6 +9,7 @@
     ├── IncompleteError    1   parts of a run are missing
     ├── OutputError        3   the output folder cannot be written
     ├── LockedError       75   another run holds the output folder
+    ├── InternalError     70   camcli itself broke; a log has the traceback
     └── ItemError          -   one picture failed: a record in the report, never the end of a run
 
 A message names the thing, the reason and the next step.
@@ -63,6 +64,12 @@ class LockedError(CamcliError):
     """Another run holds the output folder."""
 
     exit_code = 75
+
+
+class InternalError(CamcliError):
+    """Something that nobody expected; the message names the log that holds its traceback."""
+
+    exit_code = 70
 
 
 class ItemError(Exception):

@@ -88,6 +88,8 @@ def _expand(name: str) -> list[str]:
 
 
 def _standard_input() -> str:
+    if sys.stdin is None:
+        raise ConfigError("-: standard input is closed, so no paths can be read from it")
     binary = getattr(sys.stdin, "buffer", None)
     return os.fsdecode(binary.read()) if binary else sys.stdin.read()
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+
+from camcli import __version__
 
 LIBRARIES = ("camcli", "torch", "torchvision", "timm", "pillow", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Installed versions by name, without importing anything."""
-    return {name: version(name) for name in LIBRARIES}
+    """Installed versions by name, without importing anything; `unknown` where an installation does not tell."""
+    return {name: __version__ if name == "camcli" else _version(name) for name in LIBRARIES}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from camcli.config import RunConfig
+from camcli.crash import internal_error
 from camcli.errors import CamcliError
 from camcli.explain import explain
 from camcli.inputs import Item
@@ -118,6 +119,8 @@ def _work(task: Task, items: Sequence[Item], sender: Connection, halt: Event) ->
             sender.send(_explained(task, items, sender, halt))
         except CamcliError as error:
             sender.send(error)
+        except Exception as error:
+            sender.send(internal_error(error, task.out))
     sender.close()
     os._exit(0)
 

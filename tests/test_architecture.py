@@ -18,9 +18,9 @@ ROWS = (
     ("registry",),
     (
         *("geometry", "config", "storage", "progress", "interrupt", "demo"),
-        *("shard", "fingerprint", "ledger", "labels", "versions", "libtiff", "memory", "stopwatch"),
+        *("shard", "fingerprint", "ledger", "labels", "versions", "libtiff", "memory", "stopwatch", "stdio"),
     ),
-    ("configfile", "rundir", "inputs", "images", "layers", "methods", "report", "render", "targets"),
+    ("configfile", "crash", "rundir", "inputs", "images", "layers", "methods", "report", "render", "targets"),
     ("models", "writers", "tap", "resume", "manifest"),
     ("engine",),
     ("stream", "batchsize", "precision", "folding"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from camcli import workers
+from camcli.config import RunConfig
+from camcli.errors import InternalError
 from tests.conftest import Ended, save_picture
 from tests.test_resume import SMALL, contents, pictures
 from tests.test_run import TINY, manifest
@@ -101,13 +105,13 @@ def test_one_range_for_all_pictures_cannot_be_split(camcli: Camcli, tmp_path: Pa
 def test_a_signal_ends_all_processes_and_the_run_can_go_on(
     begun: subprocess.Popen[str], many: Path, tmp_path: Path
 ) -> None:
-    workers = children(begun.pid)
-    assert len(workers) == 2
+    at_work = children(begun.pid)
+    assert len(at_work) == 2
     begun.send_signal(signal.SIGTERM)
     _, err = begun.communicate(timeout=120)
     assert begun.returncode == 143, err
     assert "Traceback" not in err
-    assert all(gone(pid) for pid in workers)
+    assert all(gone(pid) for pid in at_work)
     assert 0 < recorded(tmp_path / "out") < MANY
     assert manifest(tmp_path / "out")["status"] == "interrupted"
     assert completed(many, tmp_path / "out")
@@ -126,11 +130,28 @@ def test_a_process_that_dies_ends_the_run_and_the_next_one_completes_it(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_no_process_outlives_the_one_that_started_it(begun: subprocess.Popen[str], many: Path, tmp_path: Path) -> None:
-    workers = children(begun.pid)
+    at_work = children(begun.pid)
     begun.kill()
     begun.wait()
     end = time.monotonic() + 60
-    while not all(gone(pid) for pid in workers) and time.monotonic() < end:
+    while not all(gone(pid) for pid in at_work) and time.monotonic() < end:
         time.sleep(0.1)
-    assert all(gone(pid) for pid in workers)
+    assert all(gone(pid) for pid in at_work)
     assert completed(many, tmp_path / "out")
+
+
+def test_a_defect_in_a_process_comes_back_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*words: object) -> None:
+        raise ZeroDivisionError("nobody expected this")
+
+    monkeypatch.setattr(workers, "_explained", broken)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    task = workers.Task(RunConfig(), tmp_path, "", "", offline=True)
+    workers._work(task, [], sender, multiprocessing.Event())
+    error = receiver.recv()
+    assert isinstance(error, InternalError)
+    [log] = tmp_path.glob("*.log")
+    assert str(log) in str(error)
+    assert "in broken" in log.read_text()
