@@ -35,9 +35,16 @@ COPIES = tuple((mirrored, factor) for mirrored in (False, True) for factor in (1
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+Asked = tuple[Tensor, Sequence[Method]]
+"""A round: [B,K] with one target of each picture, and the methods that are to explain it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What the engine found for one picture: predictions, most probable first, and heatmaps by target and method."""
+    """What the engine found for one picture: predictions, most probable first, and heatmaps by target and method.
+
+    A map that is the same for every class stands once, beside those of the first target.
+    """
 
     top: tuple[Prediction, ...]
     heatmaps: tuple[Heatmap, ...]
@@ -115,8 +122,13 @@ class Engine:
     ) -> list[Explanation | ItemError]:
         finite = torch.isfinite(logits).all(dim=1).tolist()
         chosen = [choose(p) if ok else [] for p, ok in zip(probabilities, finite, strict=True)]
-        aims = [self._aims(logits, [c[r : r + 1] for c in chosen]) for r in range(max(map(len, chosen)))]
-        rounds = _arrays(self.maps(plain, aims))
+        asked = self._asked([self._aims(logits, [c[r : r + 1] for c in chosen]) for r in range(max(map(len, chosen)))])
+        if not asked and (free := [method for method in self.methods if not method.class_specific]):
+            asked = [(torch.zeros_like(logits), free)]
+        rounds = [
+            list(zip(methods, maps, strict=True))
+            for (_, methods), maps in zip(asked, _arrays(self._maps(plain, asked)), strict=True)
+        ]
         scores = logits.cpu().numpy()
         return [
             self._explanation(i, probabilities[i], scores[i], chosen[i], rounds) if finite[i] else _not_finite("logits")
@@ -161,19 +173,26 @@ class Engine:
         return torch.from_numpy(aims).to(logits.device)
 
     def maps(self, plain: Pass, aims: Sequence[Tensor]) -> list[list[Maps]]:
-        """Each method's maps for each of the rounds of `aims`."""
-        first = [self._round(plain, aim) for aim in aims]
+        """The maps of the methods for each of the rounds of `aims`; those of no class are in the first one alone."""
+        return self._maps(plain, self._asked(aims))
+
+    def _asked(self, aims: Sequence[Tensor]) -> list[Asked]:
+        specific = [method for method in self.methods if method.class_specific]
+        return [(aim, specific if i else self.methods) for i, aim in enumerate(aims)]
+
+    def _maps(self, plain: Pass, asked: Sequence[Asked]) -> list[list[Maps]]:
+        first = [self._round(plain, *one) for one in asked]
         if self.smoothing != "aug":
             return first
         heats = [[[maps.heat] for maps in methods] for methods in first]
         for mirrored, factor in COPIES[1:]:
             copy = self.forward((plain.inputs.flip(-1) if mirrored else plain.inputs) * factor)
-            for aim, methods in zip(aims, heats, strict=True):
-                for heat, maps in zip(methods, self._round(copy, aim), strict=True):
+            for one, methods in zip(asked, heats, strict=True):
+                for heat, maps in zip(methods, self._round(copy, *one), strict=True):
                     heat.append(maps.heat.flip(-1) if mirrored else maps.heat)
         return [
-            [self._mean_of(*found) for found in zip(self.methods, *methods, strict=True)]
-            for methods in zip(first, heats, strict=True)
+            [self._mean_of(*found) for found in zip(methods, maps, copies, strict=True)]
+            for (_, methods), maps, copies in zip(asked, first, heats, strict=True)
         ]
 
     def _mean_of(self, method: Method, plain: Maps, heats: Sequence[Tensor]) -> Maps:
@@ -181,12 +200,11 @@ class Engine:
         mean = torch.stack(list(heats)).mean(dim=0)
         return Maps(scale_signed(mean) if method.signed else scale(mean), plain.low, plain.high)
 
-    def _round(self, done: Pass, aims: Tensor) -> list[Maps]:
+    def _round(self, done: Pass, aims: Tensor, methods: Sequence[Method]) -> list[Maps]:
         """Each method's maps for one target of every picture."""
         batch, views = self.views(done, aims)
         return [
-            merge([self._one_map(raw) for raw in method.compute(batch, views)], method.signed)
-            for method in self.methods
+            merge([self._one_map(raw) for raw in method.compute(batch, views)], method.signed) for method in methods
         ]
 
     def _one_map(self, raw: Tensor) -> Tensor:
@@ -227,21 +245,25 @@ class Engine:
         probabilities: NDArray[np.float32],
         logits: NDArray[np.float32],
         chosen: Sequence[int],
-        rounds: list[list[Maps]],
+        rounds: Sequence[Sequence[tuple[Method, Maps]]],
     ) -> Explanation | ItemError:
         def prediction(index: int) -> Prediction:
             return Prediction(index, self.model.labels[index], float(probabilities[index]), float(logits[index]))
 
         against = None if self.against is None else prediction(self.against)
         heatmaps = []
-        for index, methods in zip(chosen, rounds, strict=False):
-            for method, maps in zip(self.methods, methods, strict=True):
+        targets: Sequence[int | None] = chosen or [None]
+        for index, found in zip(targets, rounds, strict=False):
+            for method, maps in found:
+                if index is None and method.class_specific:
+                    continue
                 heat, low, high = maps.heat[i].numpy(), float(maps.low[i]), float(maps.high[i])
                 if not (np.isfinite(heat).all() and np.isfinite([low, high]).all()):
                     return _not_finite(f"{method.name} map")
                 empty = not (heat > 0).any()
-                names = method.name, self.layer, prediction(index)
-                heatmaps.append(Heatmap(*names, heat, low, high, empty, method.signed, against))
+                of = None if index is None or not method.class_specific else prediction(index)
+                raw = heat, low, high, empty, method.signed
+                heatmaps.append(Heatmap(method.name, self.layer, of, *raw, against if of else None))
         return Explanation(tuple(prediction(k) for k in ranked(probabilities, TOP)), tuple(heatmaps))
 
 

@@ -101,8 +101,8 @@ class Painter:
             if grids:
                 painted.append(image)
         for name, members in grids.items():
-            tiles = [(result.heatmaps[i].method, painted[i]) for i in members]
-            files[name] = encode(grid(picture, tiles, result.heatmaps[members[0]], look), look)
+            tiles = [(result.heatmaps[i], painted[i]) for i in members]
+            files[name] = encode(grid(picture, tiles, look), look)
         return files, record
 
     def _shown(self, heatmap: Heatmap) -> Heat:

@@ -56,7 +56,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Heatmap:
-    """One method's answer for one target.
+    """One method's answer for one target, or for the image where it is the same for every class: then target is None.
 
     heat: float32 [h, w] at the resolution of the layer or of the model's input, scaled to 0..1, or to -1..1 if
         `signed`, where negative values speak against the target.
@@ -67,7 +67,7 @@ class Heatmap:
 
     method: str
     layer: str
-    target: Prediction
+    target: Prediction | None
     heat: NDArray[np.float32]
     raw_min: float
     raw_max: float

@@ -42,7 +42,7 @@ class HeatmapRecord(_Record):
     """One heatmap of a picture."""
 
     method: str
-    target: TargetRecord
+    target: TargetRecord | None = Field(description="null: the map is the same for every class.")
     against: TargetRecord | None = Field(None, description="The class that the target is contrasted with.")
     signed: bool = Field(False, description="Negative heat speaks against the target: the map is -1..1, not 0..1.")
     overlay: str = Field(description="Path below the run folder.")
@@ -190,7 +190,7 @@ def _heatmap(heatmap: Heatmap, overlay: str, result: ImageResult) -> HeatmapReco
     box = geometry.hot_box(evidence, result.seen, *result.size)
     return HeatmapRecord(
         method=heatmap.method,
-        target=TargetRecord(**_target(heatmap.target)),
+        target=TargetRecord(**_target(heatmap.target)) if heatmap.target else None,
         against=TargetRecord(**_target(heatmap.against)) if heatmap.against else None,
         signed=heatmap.signed,
         overlay=overlay,

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from camcli.config import InputConfig, ModelConfig, OptionsConfig
@@ -25,6 +27,7 @@ from camcli.methods import METHODS, Batch, LayerView
 from camcli.methods.table import listed, markdown
 from camcli.models import LoadedModel, load_model
 from camcli.records import Heatmap
+from camcli.report import json_schema
 from tests.conftest import REPO, Ended, loaded
 from tests.nets import calibrated, inputs
 from tests.oracles import correlation
@@ -107,7 +110,42 @@ def test_the_map_of_a_target_does_not_change_with_the_others_asked(name: str) ->
     engine = engine_for(name)
     several = heatmaps(engine, pixels(2), [0, 3, 1])
     for whole, [alone] in zip(several, heatmaps(engine, pixels(2), [3]), strict=True):
-        assert np.abs(whole[1].heat - alone.heat).max() < 1e-6
+        [same] = [heatmap for heatmap in whole if heatmap.target == alone.target]
+        assert np.abs(same.heat - alone.heat).max() < 1e-6
+
+
+@pytest.mark.parametrize("smoothing", ["none", "aug"])
+def test_a_map_of_no_class_is_made_once_for_each_image(smoothing: str) -> None:
+    engine = engine_for("gradcam", "eigencam", smoothing=smoothing, against=4)
+    wanted = iter([[0, 2], [], [1], [], []])
+    answers = [*engine.explain(pixels(3), lambda _: next(wanted)), *engine.explain(pixels(2), lambda _: next(wanted))]
+    found = [answer.heatmaps for answer in answers if isinstance(answer, Explanation)]
+    asked = [[(h.method, h.target and h.target.index, h.against and h.against.index) for h in maps] for maps in found]
+    once = ("eigencam", None, None)
+    assert asked == [
+        [("gradcam", 0, 4), once, ("gradcam", 2, 4)],
+        [once],
+        [("gradcam", 1, 4), once],
+        [once],
+        [once],
+    ]
+    for i, maps in enumerate(found):
+        [[alone]] = heatmaps(engine_for("eigencam", smoothing=smoothing), pixels(3)[i % 3 : i % 3 + 1], [3])
+        assert np.abs(next(h.heat for h in maps if h.target is None) - alone.heat).max() < 1e-4
+
+
+def test_the_methods_of_no_class_are_those_whose_map_is_the_same_for_all() -> None:
+    for name in NAMES:
+        batch, views = (engine := engine_for(name)).views(engine.forward(engine.normalise(pixels(1))), aims(0))
+        other = engine.views(engine.forward(engine.normalise(pixels(1))), aims(3))
+        one, two = METHODS.get(name).compute(batch, views), METHODS.get(name).compute(*other)
+        same = all(torch.allclose(a, b, atol=1e-6) for a, b in zip(one, two, strict=True))
+        assert same != METHODS.get(name).class_specific, name
+
+
+def aims(target: int) -> Tensor:
+    """[1,CLASSES] that asks for one class."""
+    return torch.eye(CLASSES)[target : target + 1]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -311,7 +349,38 @@ def test_one_overlay_per_method_and_target_and_a_grid(camcli: Callable[..., Ende
     files = [h["overlay"] for h in record["heatmaps"]] + record["grids"] + record["maps"]
     assert len(record["grids"]) == 2
     assert len(set(files)) == 10
-    assert all((out / name).stat().st_size > 0 for name in files)
+    for name in files:
+        with Image.open(out / name) as image:
+            image.load()
+
+
+def test_files_of_a_map_of_no_class_bear_no_class(camcli: Callable[..., Ended], tmp_path: Path) -> None:
+    shapes, ran = REPO / "sample_images" / "shapes", {}
+    for kind in ("npz", "png16"):
+        settings = ["methods=[eigencam, gradcam]", "targets={top: 2}", "overlay.grid=true", f"maps={kind}"]
+        words = [word for setting in settings for word in ("-s", setting)]
+        assert camcli("run", shapes, "--limit", 1, "--out", tmp_path / kind, *words).code == 0
+        [line] = (tmp_path / kind / "results.jsonl").read_text().splitlines()
+        ran[kind] = json.loads(line)
+        jsonschema.validate(ran[kind], json_schema())
+    record = ran["npz"]
+    first, second = (h["target"] for h in record["heatmaps"] if h["method"] == "gradcam")
+    assert [(h["method"], h["target"]) for h in record["heatmaps"]] == [
+        ("eigencam", None),
+        ("gradcam", first),
+        ("gradcam", second),
+    ]
+    at, names = record["id"], [f"{target['index']}-{target['label']}" for target in (first, second)]
+    assert [h["overlay"] for h in record["heatmaps"]] == [
+        f"overlays/{at}.eigencam.jpg",
+        *(f"overlays/{at}.gradcam.{name}.jpg" for name in names),
+    ]
+    assert record["grids"] == [f"overlays/{at}.grid.{name}.jpg" for name in names]
+    keys = ["eigencam", *(f"gradcam.{target['index']}" for target in (first, second))]
+    assert ran["png16"]["maps"] == [f"maps/{at}.{key}.png" for key in keys]
+    with np.load(tmp_path / "npz" / record["maps"][0]) as arrays:
+        assert list(arrays) == keys
+    assert all((tmp_path / "npz" / name).is_file() for name in record["files"])
 
 
 def test_a_contrast_of_two_classes_runs(camcli: Callable[..., Ended], tmp_path: Path) -> None:

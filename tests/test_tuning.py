@@ -175,6 +175,8 @@ def test_a_compiled_network_gives_the_same_maps() -> None:
     for a, b in zip(plain, explanations(engine, pixels(2), [1, 3]), strict=True):
         for one, other in zip(a.heatmaps, b.heatmaps, strict=True):
             assert correlation(one.heat, other.heat) > 0.9999
+            assert one.target is not None
+            assert other.target is not None
             assert one.target.logit == pytest.approx(other.target.logit, rel=1e-3)
 
 

@@ -61,6 +61,7 @@ def evaluate(scenes: int = 1000, seed: int = 1, weights: Path = WEIGHTS) -> Qual
     for drawn, maps in _explained(engine, scenes, seed):
         masks = dict(drawn.shapes)
         for label, heatmap in enumerate(maps):
+            assert heatmap.target is not None
             probability = heatmap.target.probability
             if label in masks:
                 present.append(probability > 0.5)

@@ -16,7 +16,7 @@ def cam(view: LayerView) -> Tensor:
     return weights[:, :, None, None] * view.activations
 
 
-@layer_method("eigencam", ("activations",), "1 eigendecomposition", "https://arxiv.org/abs/2008.00299")
+@layer_method("eigencam", ("activations",), "1 eigendecomposition", "https://arxiv.org/abs/2008.00299", False)
 def eigencam(view: LayerView) -> Tensor:
-    """First principal component of the cells' vectors A, the same for every class."""
-    return view.once("principal", lambda: principal(view.activations))
+    """First principal component of the cells' vectors A: one map of no class, the same whatever is asked."""
+    return principal(view.activations)

@@ -30,6 +30,7 @@ DFF = Method(
     "layer",
     signed=False,
     formula="min ‖V - W H‖, W, H ≥ 0, V the activations of all pictures: H are concepts, W says where they are.",
+    class_specific=False,
 )
 
 

@@ -119,6 +119,7 @@ class Method:
     compute: raw maps before ReLU and scaling, for a method at layer resolution one for each layer, else one:
         [B,h,w], or [B,C,h,w] with the part of each channel, whose sum is the map.
     cost: what a picture costs beside its forward pass. signed: negative values are shown, too.
+    class_specific: the map depends on the class that is asked; otherwise there is one for each picture.
     formula: the first line of the function's docstring.
     """
 
@@ -130,19 +131,22 @@ class Method:
     resolution: Resolution
     signed: bool
     formula: str
+    class_specific: bool = True
 
 
 METHODS: Registry[Method] = Registry("method")
 
 
-def layer_method(name: str, needs: tuple[Need, ...], cost: str, paper: str) -> Callable[[LayerCompute], LayerCompute]:
+def layer_method(
+    name: str, needs: tuple[Need, ...], cost: str, paper: str, class_specific: bool = True
+) -> Callable[[LayerCompute], LayerCompute]:
     """Registers a function from the view of a layer to raw maps."""
 
     def decorate(compute: LayerCompute) -> LayerCompute:
         def each(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
             return [compute(view) for view in views]
 
-        METHODS.add(name, Method(name, each, needs, cost, paper, "layer", False, _formula(compute)))
+        METHODS.add(name, Method(name, each, needs, cost, paper, "layer", False, _formula(compute), class_specific))
         return compute
 
     return decorate

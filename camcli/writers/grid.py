@@ -1,4 +1,4 @@
-"""overlays/<id>.grid.<class>.<format>: picture | method | method …, under the class and its probability."""
+"""overlays/<id>.grid.<class>.<format>: image | method | method …, under the class and its probability."""
 
 from __future__ import annotations
 
@@ -20,37 +20,53 @@ PAPER, INK, FAINT = "white", "#1b1f24", "#6a737d"
 
 
 def grid_names(result: ImageResult, config: OverlayConfig) -> Mapping[str, list[int]]:
-    """Path below the run folder -> the heatmaps of one target, by their place in the result; empty unless asked for."""
-    grids: dict[str, list[int]] = {}
-    for i, heatmap in enumerate(result.heatmaps if config.grid else ()):
-        grids.setdefault(f"overlays/{result.id}.grid.{target_name(heatmap)}.{config.format}", []).append(i)
-    return grids
+    """Path below the run folder -> the heatmaps of one target, by their place in the result; empty unless asked for.
+
+    A map of no class is in the grid of each target; where there is no target, in one that names none.
+    """
+    maps = result.heatmaps if config.grid else ()
+    order = list(dict.fromkeys(heatmap.method for heatmap in maps))
+    targets = dict.fromkeys(target_name(h) for h in maps if h.target) or dict.fromkeys(target_name(h) for h in maps)
+    return {
+        f"overlays/{result.id}.grid{target}.{config.format}": sorted(
+            (i for i, h in enumerate(maps) if target_name(h) in ("", target)), key=lambda i: order.index(maps[i].method)
+        )
+        for target in targets
+    }
 
 
-def grid(
-    picture: Picture, tiles: Sequence[tuple[str, Image.Image]], heatmap: Heatmap, config: OverlayConfig
-) -> Image.Image:
-    """The picture and the named `tiles`, five a row, under the class of `heatmap`."""
-    shown = [("picture", canvas(picture, config)[0]), *tiles]
-    width, height = _tile_size(shown[0][1])
+def grid(picture: Picture, tiles: Sequence[tuple[Heatmap, Image.Image]], config: OverlayConfig) -> Image.Image:
+    """The picture and the painted `tiles` of one target, five a row, each over its method and its range."""
+    plain = canvas(picture, config)[0]
+    shown = [("image", "", plain), *((heatmap.method, evidence(heatmap), image) for heatmap, image in tiles)]
+    width, height = _tile_size(plain)
     columns = min(len(shown), COLUMNS)
     rows = ceil(len(shown) / columns)
-    size = MARGIN + columns * (width + MARGIN), MARGIN + LINE + rows * (height + LINE + MARGIN)
+    across, down = width + MARGIN, height + 2 * LINE + MARGIN
+    size = MARGIN + columns * across, MARGIN + LINE + rows * down
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    write_line(draw, (MARGIN, MARGIN), caption(heatmap), 20, INK, size[0] - 2 * MARGIN)
-    for i, (name, image) in enumerate(shown):
-        x = MARGIN + i % columns * (width + MARGIN)
-        y = MARGIN + LINE + MARGIN // 2 + i // columns * (height + LINE + MARGIN)
+    write_line(draw, (MARGIN, MARGIN), caption([heatmap for heatmap, _ in tiles]), 20, INK, size[0] - 2 * MARGIN)
+    for i, (name, note, image) in enumerate(shown):
+        x, y = MARGIN + i % columns * across, MARGIN + LINE + MARGIN // 2 + i // columns * down
         sheet.paste(image.resize((width, height), Image.Resampling.LANCZOS), (x, y))
-        write_line(draw, (x, y + height + 4), name, 16, FAINT, width)
+        write_line(draw, (x, y + height + 4), name, 16, INK, width)
+        write_line(draw, (x, y + height + 4 + LINE), note, 16, FAINT, width)
     return sheet
 
 
-def caption(heatmap: Heatmap) -> str:
-    """Class and probability, and those of the class that it is contrasted with."""
-    against = f"  rather than  {_named(heatmap.against)}" if heatmap.against else ""
-    return _named(heatmap.target) + against
+def caption(heatmaps: Sequence[Heatmap]) -> str:
+    """Class and probability of what `heatmaps` have in common, and those of the class that it is contrasted with."""
+    for heatmap in heatmaps:
+        if heatmap.target:
+            against = f"  rather than  {_named(heatmap.against)}" if heatmap.against else ""
+            return _named(heatmap.target) + against
+    return "the same for every class"
+
+
+def evidence(heatmap: Heatmap) -> str:
+    """What the colours hide: the map's raw range, or that there is nothing to show."""
+    return "no evidence" if heatmap.empty else f"{heatmap.raw_min:.2g} to {heatmap.raw_max:.2g}"
 
 
 def _named(target: Prediction) -> str:

@@ -1,4 +1,4 @@
-"""maps/<id>.npz or maps/<id>.<method>.<class>.png: the heat itself, at the layer's resolution."""
+"""maps/<id>.npz or maps/<id>.<method>.<class index>.png: the heat itself, at the layer's resolution."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from PIL import Image
 
-from camcli.records import ImageResult
+from camcli.records import Heatmap, ImageResult
 
 MapFiles = dict[str, bytes]
 
 
 def npz(result: ImageResult) -> MapFiles:
-    """One archive with a float32 [h,w] array, 0..1 or -1..1, for each heatmap, keyed `<method>.<class index>`."""
+    """One archive with a float32 [h,w] array, 0..1 or -1..1, for each heatmap, by `_key`."""
     buffer = io.BytesIO()
-    arrays = {f"{h.method}.{h.target.index}": h.heat for h in result.heatmaps}
+    arrays = {_key(h): h.heat for h in result.heatmaps}
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return {f"maps/{result.id}.npz": buffer.getvalue()}
 
@@ -28,8 +28,13 @@ def png16(result: ImageResult) -> MapFiles:
         buffer = io.BytesIO()
         unit = (heatmap.heat + 1) / 2 if heatmap.signed else heatmap.heat
         Image.fromarray(np.rint(unit * 65535).astype(np.uint16)).save(buffer, "PNG")
-        files[f"maps/{result.id}.{heatmap.method}.{heatmap.target.index}.png"] = buffer.getvalue()
+        files[f"maps/{result.id}.{_key(heatmap)}.png"] = buffer.getvalue()
     return files
+
+
+def _key(heatmap: Heatmap) -> str:
+    """`<method>.<class index>`, or `<method>` for a map of no class."""
+    return f"{heatmap.method}.{heatmap.target.index}" if heatmap.target else heatmap.method
 
 
 def none(result: ImageResult) -> MapFiles:

@@ -1,4 +1,4 @@
-"""overlays/<id>.<method>.<class>.<format>: the picture with its heat."""
+"""overlays/<id>.<method>.<class>.<format>: the picture with its heat; without a class where the map has none."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ _PILLOW_NAMES = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 def overlay_name(result: ImageResult, heatmap: Heatmap, config: OverlayConfig) -> str:
     """Path below the run folder."""
-    return f"overlays/{result.id}.{heatmap.method}.{target_name(heatmap)}.{config.format}"
+    return f"overlays/{result.id}.{heatmap.method}{target_name(heatmap)}.{config.format}"
 
 
 def target_name(heatmap: Heatmap) -> str:
-    """The target as part of a file name."""
+    """The target as part of a file name, with a dot before it; empty where the map is of no class."""
+    if heatmap.target is None:
+        return ""
     against = f"-not-{_class_name(heatmap.against)}" if heatmap.against else ""
-    return _class_name(heatmap.target) + against
+    return f".{_class_name(heatmap.target)}{against}"
 
 
 def _class_name(target: Prediction) -> str:
