@@ -6,7 +6,6 @@ overlays of all.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from camcli.claim import CONCEPTS
 from camcli.config import RunConfig
 from camcli.engine import Engine
 from camcli.errors import ItemError, NoInputsError
@@ -26,7 +26,8 @@ from camcli.methods import LayerView
 from camcli.methods.factors import DFF, concepts_of, weights_of
 from camcli.models import load_model
 from camcli.prepare import cores, device, resolve_layers
-from camcli.storage import write_atomic
+from camcli.rundir import RunDir
+from camcli.storage import fitted
 from camcli.writers.concepts import colours, concept_overlay
 from camcli.writers.overlay import encode
 
@@ -66,9 +67,10 @@ def factorise(config: RunConfig, items: Sequence[Item], out: Path, count: int, o
 
     Raises CamcliError when the run as a whole cannot go on; a picture that fails is listed under `failures`.
     """
-    factors = _Factors(config, count, offline)
-    factors.learn(items)
-    return factors.write(items, out)
+    with RunDir(out, kind="dff") as folder:
+        factors = _Factors(config, count, offline)
+        factors.learn(items)
+        return factors.write(items, folder)
 
 
 class _Factors:
@@ -144,17 +146,22 @@ class _Factors:
         except ItemError as error:
             return item, error
 
-    def write(self, items: Sequence[Item], out: Path) -> dict[str, Any]:
+    def write(self, items: Sequence[Item], folder: RunDir) -> dict[str, Any]:
         """Overlays of all pictures, and concepts.json."""
         images: list[dict[str, Any]] = []
         failures: list[dict[str, str]] = []
+        folder.write_json(CONCEPTS, self._summary(images, failures, "running"))
         for batch in self._loaded(items):
             pictures = [(item, picture) for item, picture in batch if isinstance(picture, Picture)]
-            heats = self._heats([picture for _, picture in pictures]) if pictures else []
-            images += [self._paint(*entry, heat, out) for entry, heat in zip(pictures, heats, strict=True)]
             failures += [_failure(item, error) for item, error in batch if isinstance(error, ItemError)]
-        found = self._summary(images, failures)
-        write_atomic(out / "concepts.json", json.dumps(found, indent=2, sort_keys=True).encode() + b"\n", sync=True)
+            heats = self._heats([picture for _, picture in pictures]) if pictures else []
+            for (item, picture), heat in zip(pictures, heats, strict=True):
+                try:
+                    images.append(self._paint(item, picture, heat, folder))
+                except ItemError as error:
+                    failures.append(_failure(item, error))
+        found = self._summary(images, failures, "finished")
+        folder.write_json(CONCEPTS, found)
         return found
 
     def _heats(self, pictures: Sequence[Picture]) -> Sequence[Any]:
@@ -162,18 +169,19 @@ class _Factors:
         weights = self._weights(self._look(pictures)) / self.strongest.clamp_min(1e-12)[:, None, None]
         return list(weights.clamp_max(1).cpu().numpy())
 
-    def _paint(self, item: Item, picture: Picture, heat: Any, out: Path) -> dict[str, Any]:
+    def _paint(self, item: Item, picture: Picture, heat: Any, folder: RunDir) -> dict[str, Any]:
         look = self.config.overlay
         legend = [(concept.colour, concept.label) for concept in self.concepts]
-        name = f"overlays/{item.id}.dff.{look.format}"
-        write_atomic(out / name, encode(concept_overlay(picture, heat, legend, look), look))
+        name = fitted(f"overlays/{item.id}.dff.{look.format}")
+        folder.write(name, encode(concept_overlay(picture, heat, legend, look), look))
         shares = [round(float(part), 4) for part in heat.mean(axis=(1, 2))]
         return {"id": item.id, "source": str(item.path), "overlay": name, "mean_heat": shares}
 
-    def _summary(self, images: list[dict[str, Any]], failures: list[dict[str, str]]) -> dict[str, Any]:
+    def _summary(self, images: list[dict[str, Any]], failures: list[dict[str, str]], status: str) -> dict[str, Any]:
         model = self.engine.model
         return {
             "schema_version": SCHEMA_VERSION,
+            "status": status,
             "model": {"source": model.source, "name": model.name, "weights_sha256": model.weights_sha256},
             "layer": self.engine.layer,
             "concepts": [asdict(concept) for concept in self.concepts],

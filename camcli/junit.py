@@ -25,6 +25,7 @@ def write_junit(path: Path, job: Job) -> None:
     suite.extend(cases)
     ElementTree.indent(suite)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True) + b"\n")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None

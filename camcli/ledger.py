@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from camcli import storage
 from camcli.records import FileState
 
 
@@ -54,13 +56,14 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> Ledger:
-    """The results at `path`, empty when there is no such file; a torn or unreadable line is passed over."""
+    """The results at `path`, empty when there is no such file; a torn or unreadable line is passed over.
+
+    Raises OutputError for a file that cannot be read.
+    """
     ledger = Ledger()
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return ledger
-    with file:
+    with storage.fatal(path, "read"), os.fdopen(storage.open_regular(path, os.O_RDONLY), "rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
                 break

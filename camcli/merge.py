@@ -39,7 +39,8 @@ def merge(out: Path) -> manifest.Manifest:
     Raises IncompleteError that names each part that is missing or unfinished, and ConfigError for parts of
     different runs.
     """
-    with RunDir(out) as folder:
+    _finished(out)
+    with RunDir(out, kind="merge") as folder:
         parts = _parts(out)
         _check_alike(out, parts)
         first = parts[0].manifest
@@ -52,6 +53,8 @@ def merge(out: Path) -> manifest.Manifest:
 
 def shards_in(out: Path) -> list[Shard]:
     """The parts that have begun in `out`, in order; raises ConfigError where they are of different divisions."""
+    if not out.is_dir():
+        raise ConfigError(f"{out}: no such folder")
     found = [re.fullmatch(r"run-(\d+)-of-(\d+)\.json", path.name) for path in out.glob("run-*-of-*.json")]
     shards = sorted((Shard(int(m[1]), int(m[2])) for m in found if m), key=lambda s: (s.count, s.index))
     counts = sorted({shard.count for shard in shards})
@@ -61,20 +64,33 @@ def shards_in(out: Path) -> list[Shard]:
 
 
 def _parts(out: Path) -> list[Part]:
-    begun = {shard.index: shard for shard in shards_in(out)}
+    """Raises ConfigError where there are none and IncompleteError where they are not all finished."""
+    return [Part(shard, found, read_ledger(results_file(out, shard.suffix))) for shard, found in _finished(out)]
+
+
+def _finished(out: Path) -> list[tuple[Shard, manifest.Manifest]]:
+    begun = shards_in(out)
     if not begun:
         raise ConfigError(f"{out}: holds no parts of a run; they are made with `camcli run --shard I/N`")
-    count = next(iter(begun.values())).count
-    parts, missing = [], []
-    for shard in (Shard(index, count) for index in range(1, count + 1)):
-        found = read_manifest(out, shard.suffix)
-        if found is None or found.get("status") != "finished":
-            missing.append(f"{shard} ({found.get('status') if found else 'not begun'})")
-        else:
-            parts.append(Part(shard, found, read_ledger(results_file(out, shard.suffix))))
-    if missing:
+    count = begun[0].count
+    found = [(shard, read_manifest(out, shard.suffix)) for shard in (Shard(i, count) for i in range(1, count + 1))]
+    finished = [(shard, told) for shard, told in found if told and told.get("status") == "finished"]
+    if len(finished) < count:
+        ended = dict(finished)
+        missing = [f"{s} ({t.get('status') if t else 'not begun'})" for s, t in found if s not in ended]
         raise IncompleteError(f"{out}: parts are missing: {', '.join(missing)}; run each with --shard I/{count}")
-    return parts
+    return finished
+
+
+def refuse_another_run(out: Path, shard: Shard, settings: manifest.Manifest) -> None:
+    """Raises ConfigError where another part in `out` was made with another config than `settings`."""
+    for other in shards_in(out):
+        told = read_manifest(out, other.suffix) if other != shard else None
+        if told and told.get("fingerprint") != settings["fingerprint"]:
+            raise ConfigError(
+                f"{_unlike(out, settings, other, told)}\nall parts of a run have one config: choose another --out, or "
+                "start every part over with --fresh"
+            )
 
 
 def _check_alike(out: Path, parts: Sequence[Part]) -> None:
@@ -82,13 +98,17 @@ def _check_alike(out: Path, parts: Sequence[Part]) -> None:
     first = parts[0].manifest
     for part in parts[1:]:
         if part.manifest["fingerprint"] != first["fingerprint"]:
-            changes = "".join(f"\n  {line}" for line in differences(first["identity"], part.manifest["identity"]))
-            raise ConfigError(f"{out}: part {part.shard} was made with another config than the first:{changes}")
+            raise ConfigError(_unlike(out, first, part.shard, part.manifest))
         if part.manifest["inputs"] != first["inputs"]:
             raise ConfigError(f"{out}: part {part.shard} found other images than the first; run it again")
     positions = Counter(position for part in parts for position, _ in part.places)
     if positions != Counter(range(first["inputs"]["images"])):
         raise IncompleteError(f"{out}: the parts' records do not cover each image once; run them again")
+
+
+def _unlike(out: Path, settings: manifest.Manifest, other: Shard, told: manifest.Manifest) -> str:
+    changes = "".join(f"\n  {line}" for line in differences(settings["identity"], told["identity"]))
+    return f"{out}: part {other} was made with another config:{changes}"
 
 
 def _lines(out: Path, parts: Sequence[Part]) -> Iterator[bytes]:

@@ -19,6 +19,7 @@ from camcli.fingerprint import fingerprint, identity, same_wish
 from camcli.inputs import Item
 from camcli.interrupt import Interrupt
 from camcli.job import Job
+from camcli.merge import refuse_another_run
 from camcli.prepare import Prepared, prepare
 from camcli.progress import Progress
 from camcli.recorder import Recorder
@@ -104,7 +105,7 @@ def _outcomes(
     return explain(job.config, ready, folder, settings["fingerprint"], work.todo, stopped)
 
 
-def _planned(job: Job, folder: RunDir, settings: Mapping[str, Any]) -> Plan:
+def _planned(job: Job, folder: RunDir, settings: dict[str, Any]) -> Plan:
     """What is left to do, once it is clear that what is there may be kept; raises ConfigError otherwise."""
     split = "with --shard" if job.shard else "between devices" if "," in job.config.runtime.device else ""
     if split and job.config.overlay.scale == "run":
@@ -113,6 +114,8 @@ def _planned(job: Job, folder: RunDir, settings: Mapping[str, Any]) -> Plan:
         folder.start_over()
     elif not job.policy.keep_going:
         refuse_another_config(job.out, folder.ledger, folder.earlier, settings["identity"], settings["fingerprint"])
+        if job.shard:
+            refuse_another_run(job.out, job.shard, settings)
     work = plan(job.mine, folder.ledger, job.out, job.policy)
     if job.config.overlay.scale == "run" and work.todo:
         return Plan((), tuple(job.mine), work.vanished)

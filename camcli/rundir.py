@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from camcli import storage
-from camcli.errors import ItemError, LockedError, OutputError
+from camcli.claim import Kind, claimed, refuse_another_job
+from camcli.errors import ItemError, OutputError
 from camcli.ledger import Ledger, entry_of, line_of, read_ledger
 
 Manifest = dict[str, Any]
@@ -34,37 +32,41 @@ def manifest_file(path: Path, suffix: str = "") -> Path:
 
 
 def read_manifest(path: Path, suffix: str = "") -> Manifest | None:
-    """The manifest in the run folder `path`, None where there is no readable one."""
+    """The manifest in the run folder `path`, None where there is no readable one; OutputError for a pipe or link."""
+    file = manifest_file(path, suffix)
+    if not os.path.lexists(file):
+        return None
     try:
-        found = json.loads(manifest_file(path, suffix).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        with storage.fatal(file, "read"):
+            found = json.loads(storage.read_regular(file))
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
 
 class RunDir:
-    """A run folder, locked while inside `with`; what an earlier run left is kept until `start_over`.
+    """A run folder, claimed and locked while inside `with`; what an earlier run left is kept until `start_over`.
 
     earlier: the manifest of the last run, if any. ledger: the records so far.
     """
 
-    def __init__(self, path: Path, suffix: str = "") -> None:
+    def __init__(self, path: Path, suffix: str = "", kind: Kind = "run") -> None:
         self.path = path
         self.suffix = suffix
-        self._lock = FileLock(path / f".lock{suffix}")
+        self.kind = kind
         self._results: int | None = None
+        self._home: tuple[int, int] | None = None
 
     def __enter__(self) -> RunDir:
-        with _fatal(self.path):
+        """Raises ConfigError where the folder is another job's, LockedError where another process writes there."""
+        with ExitStack() as stack, storage.fatal(self.path):
+            refuse_another_job(self.path, self.kind, self.suffix)
             self.path.mkdir(parents=True, exist_ok=True)
-        self._acquire()
-        try:
-            with _fatal(self.path):
-                self.earlier = read_manifest(self.path, self.suffix)
-                self.ledger = read_ledger(self._results_path)
-        except BaseException:
-            self._lock.release()
-            raise
+            stack.enter_context(claimed(self.path, self.kind, self.suffix))
+            self._home = _identity(self.path)
+            self.earlier = read_manifest(self.path, self.suffix)
+            self.ledger = read_ledger(self._results_path)
+            self._claim = stack.pop_all()
         return self
 
     def __exit__(
@@ -72,29 +74,15 @@ class RunDir:
     ) -> None:
         if self._results is not None:
             os.close(self._results)
-        self._lock.release()
+        self._claim.close()
 
     @property
     def _results_path(self) -> Path:
         return results_file(self.path, self.suffix)
 
-    def _acquire(self) -> None:
-        file = Path(self._lock.lock_file)
-        holder = _holder(file)
-        try:
-            if file.is_symlink():
-                raise OutputError(f"{file}: is a link, so it is not used as a lock")
-            with _fatal(self.path):
-                self._lock.acquire(timeout=0)
-                file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-        except Timeout:
-            raise LockedError(
-                f"{self.path}: another run writes there{holder}; wait for it, or choose another --out"
-            ) from None
-
     def start_over(self) -> None:
         """Delete what the earlier records name, and the records; raises OutputError."""
-        with _fatal(self.path):
+        with storage.fatal(self.path):
             files = {name for entry in self.ledger.entries.values() for name in entry.files} | self.ledger.replaced
             storage.remove(self.path, [name for name in files if _is_product(name)])
             self._results_path.unlink(missing_ok=True)
@@ -103,14 +91,20 @@ class RunDir:
     def begin(self, manifest: Mapping[str, Any]) -> None:
         """Say that a run is on its way, tidy up after one that was killed, and open the records for more."""
         if self.earlier is not None and self.earlier.get("status") == "running":
-            with _fatal(self.path):
+            with storage.fatal(self.path):
                 storage.sweep(self.path, self.suffix)
         self.write_manifest(manifest)
-        with _fatal(self._results_path):
-            flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-            self._results = os.open(self._results_path, flags, 0o666)
+        with storage.fatal(self._results_path):
+            self._unlink_from_copies()
+            self._results = storage.open_regular(self._results_path, os.O_WRONLY | os.O_CREAT)
             os.ftruncate(self._results, self.ledger.size)
             os.lseek(self._results, 0, os.SEEK_END)
+
+    def _unlink_from_copies(self) -> None:
+        """A copy of the run folder made of hard links keeps its records as they are."""
+        path = self._results_path
+        if not path.is_symlink() and path.exists() and path.stat().st_nlink > 1:
+            storage.write_atomic(path, path.read_bytes(), sync=True, tag=self.suffix)
 
     def write(self, name: str, data: bytes) -> None:
         """Write the file `name` (relative, forward slashes), nowhere but below this folder.
@@ -120,18 +114,29 @@ class RunDir:
         path = self.path / name
         if not storage.is_inside(self.path, path):
             raise ItemError("write", "OutsideRunFolder", f"{name}: leads out of the run folder, so nothing is written")
+        self._check_home()
         try:
+            storage.make_folders(self.path, path.parent)
             storage.write_atomic(path, data, tag=self.suffix)
         except OSError as error:
+            self._check_home()
             if storage.disk_is_gone(error):
-                raise _fatal_error(path, error) from None
+                raise storage.fatal_error(path, error) from None
             raise ItemError("write", type(error).__name__, f"{path}: {error.strerror or error}") from None
+
+    def _check_home(self) -> None:
+        """Raises OutputError once the folder is not where it was when the run began."""
+        if self._home is None:
+            self._home = _identity(self.path)
+        if _identity(self.path) != self._home:
+            raise OutputError(f"{self.path}: was removed or renamed during the run, which therefore ends here")
 
     def append(self, line: str) -> None:
         """Add one record; raises OutputError and leaves whole lines only."""
         assert self._results is not None, "append is for a run that has begun"
         data = line.encode() + b"\n"
-        with _fatal(self._results_path):
+        self._check_results(self._results)
+        with storage.fatal(self._results_path):
             try:
                 storage.write_all(self._results, data)
             except OSError:
@@ -140,6 +145,16 @@ class RunDir:
         self.ledger.add(entry_of(json.loads(line), self.ledger.size, len(data)))
         self.ledger.size += len(data)
 
+    def _check_results(self, number: int) -> None:
+        """Raises OutputError once the records in the folder are not those that this run writes."""
+        self._check_home()
+        ours = os.fstat(number)
+        if _identity(self._results_path) != (ours.st_dev, ours.st_ino) or ours.st_size != self.ledger.size:
+            raise OutputError(
+                f"{self._results_path}: was changed, removed or renamed by another program during the run, which "
+                "therefore ends here; the same command goes on from what is there"
+            )
+
     def settle(self, order: Sequence[str], drop: Iterable[str] = ()) -> None:
         """Bring the records into `order` (ids; others follow), one a line, and delete files of overtaken ones."""
         for name in drop:
@@ -147,8 +162,10 @@ class RunDir:
             self.ledger.clean = False
         entries = self.ledger.entries
         wanted = list(dict.fromkeys([*(name for name in order if name in entries), *entries]))
-        with _fatal(self._results_path):
+        with storage.fatal(self._results_path):
             storage.remove(self.path, [name for name in self.ledger.replaced if _is_product(name)])
+            if self._results is not None:
+                self._check_results(self._results)
             if not self.ledger.clean or wanted != list(entries):
                 self._rewrite(wanted)
 
@@ -158,43 +175,30 @@ class RunDir:
 
     def replace_results(self, lines: Iterable[bytes]) -> None:
         """Put other records in the place of all there are; raises OutputError."""
-        with _fatal(self._results_path):
+        with storage.fatal(self._results_path):
             storage.write_atomic(self._results_path, lines, sync=True, tag=self.suffix)
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write run.json so that it survives a power cut; raises OutputError."""
-        text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False)
-        path = manifest_file(self.path, self.suffix)
-        with _fatal(path):
-            storage.write_atomic(path, text.encode() + b"\n", sync=True, tag=self.suffix)
+        self.write_json(manifest_file(self.path, self.suffix).name, manifest)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write what is about the folder as a whole so that it survives a power cut; raises OutputError."""
+        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+        self._check_home()
+        with storage.fatal(self.path / name):
+            storage.write_atomic(self.path / name, text.encode() + b"\n", sync=True, tag=self.suffix)
 
 
-def _holder(lock: Path) -> str:
-    """Who wrote into a lock file, for the message to whoever finds it taken."""
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What stays with a file or folder when it is renamed, None where there is none."""
     try:
-        return f" ({lock.read_text(errors='replace')[:200].strip()})"
+        status = os.stat(path)
     except OSError:
-        return ""
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _is_product(name: str) -> bool:
     parts = name.split("/")
     return parts[0] in storage.PRODUCTS and ".." not in parts
-
-
-@contextmanager
-def _fatal(path: Path) -> Iterator[None]:
-    """Inside, an OSError is an OutputError about `path`; that a lock is taken is none."""
-    try:
-        yield
-    except Timeout:
-        raise
-    except OSError as error:
-        raise _fatal_error(path, error) from None
-
-
-def _fatal_error(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{path}: cannot be written: {error.strerror or error}; what is written is whole, "
-        "and the same command goes on from there"
-    )

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from camcli import manifest
+from camcli.claim import lock_file
 from camcli.errors import CamcliError, ConfigError
 from camcli.inputs import EXTENSIONS, Item, discover
 from camcli.ledger import Ledger, read_ledger
+from camcli.lock import is_held
 from camcli.merge import shards_in
 from camcli.resume import Check, vanished, verdict
 from camcli.rundir import read_manifest, results_file
@@ -20,7 +22,7 @@ from camcli.rundir import read_manifest, results_file
 class Standing:
     """Where a run is.
 
-    run: `finished`, `interrupted`, `stopped`, `running` (or killed), or of each part that is not finished.
+    run: `finished`, `interrupted`, `stopped`, `running`, or which parts are not finished.
     done, failed, missing, changed (the input), damaged (the files written for it), vanished (the input is gone): ids.
     failures: by kind. listed: whether the inputs could be listed again; otherwise only recorded images are known, and
     unknown counts the others.
@@ -71,7 +73,7 @@ def inspect(out: Path, check: Check) -> Standing:
     failed = verdicts.get("failed", [])
     return Standing(
         out=str(out),
-        run=_run_status(suffixes, manifests),
+        run=_run_status([_ended(out, s, m) for s, m in zip(suffixes, manifests, strict=True)], suffixes),
         done=tuple(verdicts.get("done", ())),
         failed=tuple(failed),
         missing=tuple(verdicts.get("missing", ())),
@@ -105,10 +107,16 @@ def _items(inputs: Mapping[str, Any], out: Path) -> list[Item] | None:
         return None
 
 
-def _run_status(suffixes: Sequence[str], manifests: Sequence[manifest.Manifest]) -> str:
+def _ended(out: Path, suffix: str, told: manifest.Manifest) -> str:
+    """How a run or a part ended; one that was killed could not say so, but it no longer holds its lock."""
+    status = str(told.get("status"))
+    return "interrupted" if status == "running" and not is_held(lock_file(out, suffix)) else status
+
+
+def _run_status(statuses: Sequence[str], suffixes: Sequence[str]) -> str:
     if suffixes == [""]:
-        return str(manifests[0].get("status"))
-    unfinished = [s[1:] for s, m in zip(suffixes, manifests, strict=True) if m.get("status") != "finished"]
+        return statuses[0]
+    unfinished = [suffix[1:] for suffix, status in zip(suffixes, statuses, strict=True) if status != "finished"]
     count = int(suffixes[0].rpartition("-")[2])
     if unfinished:
         return f"parts not finished: {', '.join(unfinished)}"

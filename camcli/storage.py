@@ -6,9 +6,12 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from camcli.errors import OutputError
 
 PRODUCTS = ("overlays", "reports", "maps")
 NAME_BYTES = 255
@@ -20,9 +23,69 @@ _DISK_IS_GONE = {
 _SHORTENED = re.compile(r"~[0-9a-f]{20}(\.[a-z0-9]{1,5})?$")
 
 
+@contextmanager
+def fatal(path: Path, verb: str = "written") -> Iterator[None]:
+    """Inside, an OSError is an OutputError about `path`, which cannot be `verb`."""
+    try:
+        yield
+    except OSError as error:
+        raise fatal_error(path, error, verb) from None
+
+
+def fatal_error(path: Path, error: OSError, verb: str = "written") -> OutputError:
+    """What to tell the user of an error at `path` that ends the run."""
+    if isinstance(error, NotRegular):
+        return OutputError(f"{error.filename}: {error.strerror}, so camcli does not use it; move it out of the way")
+    reason = error.strerror or error
+    if verb == "read":
+        return OutputError(f"{path}: cannot be read: {reason}")
+    return OutputError(
+        f"{path}: cannot be written: {reason}; what is written is whole, and the same command goes on from there"
+    )
+
+
 def disk_is_gone(error: OSError) -> bool:
     """Whether an error concerns the whole disk, so that no other file can be written either."""
     return error.errno in _DISK_IS_GONE
+
+
+class NotRegular(OSError):
+    """A link, a pipe or a device where camcli keeps a file of its own."""
+
+
+def open_regular(path: Path, flags: int) -> int:
+    """Open a regular file that has no other name, so that nothing else is changed and nobody is waited for; OSError.
+
+    To be read, a file may have other names.
+    """
+    try:
+        number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if path.is_symlink() or error.errno == errno.EISDIR:
+            what = "is a link" if path.is_symlink() else "is a folder"
+            raise NotRegular(error.errno, what, str(path)) from None
+        raise
+    status = os.fstat(number)
+    wrong = "is no regular file" if not stat.S_ISREG(status.st_mode) else ""
+    if not wrong and status.st_nlink > 1 and flags & (os.O_WRONLY | os.O_RDWR):
+        wrong = "has another name (a hard link)"
+    if wrong:
+        os.close(number)
+        raise NotRegular(errno.EINVAL, wrong, str(path))
+    return number
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file; raises OSError."""
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
+def make_folders(root: Path, folder: Path) -> None:
+    """Make `folder`, which is `root` or below it, but never `root` itself; raises OSError."""
+    for inner in reversed([folder, *folder.parents][: len(folder.parts) - len(root.parts)]):
+        with suppress(FileExistsError):
+            inner.mkdir()
 
 
 def write_atomic(path: Path, data: bytes | Iterable[bytes], sync: bool = False, tag: str = "") -> None:
@@ -30,7 +93,6 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes], sync: bool = False, 
 
     tag: whose temporary files these are, for `sweep`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{_temporary(tag)}{os.urandom(8).hex()}")
     try:
         with beside.open("xb") as file:
@@ -61,6 +123,9 @@ def _sync_folder(folder: Path) -> None:
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot
+            raise
     finally:
         os.close(number)
 
@@ -69,7 +134,7 @@ def sweep(folder: Path, tag: str = "") -> None:
     """Remove what writers with this tag left half written when they were killed."""
     for place, _, names in os.walk(folder):
         for name in names:
-            if name.startswith(_temporary(tag)):
+            if re.fullmatch(re.escape(_temporary(tag)) + "[0-9a-f]{16}", name):
                 Path(place, name).unlink(missing_ok=True)
 
 

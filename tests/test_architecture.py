@@ -15,9 +15,10 @@ PACKAGE = Path(camcli.__file__).parent
 ROWS = (
     ("records",),
     ("errors",),
-    ("registry",),
+    ("registry", "storage"),
+    ("lock",),
     (
-        *("geometry", "config", "storage", "progress", "interrupt", "demo"),
+        *("geometry", "config", "claim", "progress", "interrupt", "demo"),
         *("shard", "fingerprint", "ledger", "labels", "versions", "libtiff", "memory", "stopwatch", "stdio"),
     ),
     ("configfile", "crash", "rundir", "inputs", "images", "layers", "methods", "report", "render", "targets"),

@@ -220,6 +220,7 @@ def test_lost_and_damaged_manifests_are_no_loss(camcli: Camcli, done: tuple[Path
 def test_half_written_files_are_swept_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    (tmp_path / "a").mkdir()
     with pytest.raises(KeyboardInterrupt):
         write_atomic(tmp_path / "a" / "b.jpg", b"x", tag="-1-of-2")
     monkeypatch.undo()
@@ -228,6 +229,14 @@ def test_half_written_files_are_swept_after_a_kill(tmp_path: Path, monkeypatch: 
     assert len(list((tmp_path / "a").iterdir())) == 1
     sweep(tmp_path, "-1-of-2")
     assert list((tmp_path / "a").iterdir()) == []
+
+
+def wait_for_records(out: Path, size: int = 0) -> None:
+    """Until a run has opened its records, or has written so many bytes of them."""
+    results, end = out / "results.jsonl", time.monotonic() + 120
+    while not (results.exists() and results.stat().st_size >= size):
+        assert time.monotonic() < end, "the run does not begin"
+        time.sleep(0.01)
 
 
 def check_whole(out: Path) -> None:
@@ -272,8 +281,7 @@ def test_kill_at_any_moment_then_run_again_equals_an_undisturbed_run(driver: Dri
 def test_the_second_of_two_runs_is_told_who_holds_the_folder(camcli: Camcli, driver: Driver, tmp_path: Path) -> None:
     folder, out = pictures(tmp_path / "in", 40), tmp_path / "out"
     pid = driver.start("run", folder, "--out", out, *TINY, "-s", "runtime.batch_size=1", "-s", "methods=scorecam")
-    while not (out / "results.jsonl").exists():
-        time.sleep(0.02)
+    wait_for_records(out)
     ended = camcli("run", folder, "--out", out, *TINY)
     assert ended.code == 75
     assert f"process {pid} on {socket.gethostname()}" in ended.err
@@ -287,8 +295,7 @@ def test_a_signal_ends_a_run_that_the_next_one_completes(driver: Driver, tmp_pat
     folder, out = pictures(tmp_path / "in", 60), tmp_path / "out"
     words = ("run", folder, "--out", out, *SMALL)
     pid = driver.start(*words)
-    while not (out / "results.jsonl").exists():
-        time.sleep(0.01)
+    wait_for_records(out)
     os.kill(pid, number)
     assert driver.end() == 128 + number
     assert manifest(out)["status"] == "interrupted"
@@ -301,9 +308,7 @@ def test_a_second_signal_stops_at_once(driver: Driver, tmp_path: Path) -> None:
     folder, out = pictures(tmp_path / "in", 40), tmp_path / "out"
     slow = (*TINY, "-s", "runtime.batch_size=2", "-s", "methods=occlusion", "-s", "options={patch: 8, stride: 2}")
     pid = driver.start("run", folder, "--out", out, *slow)
-    results = out / "results.jsonl"
-    while not (results.exists() and results.stat().st_size):
-        time.sleep(0.01)
+    wait_for_records(out, 1)
     os.kill(pid, signal.SIGTERM)
     time.sleep(0.2)
     os.kill(pid, signal.SIGTERM)
@@ -343,14 +348,14 @@ def test_one_range_for_all_pictures_is_never_half_done(camcli: Camcli, tmp_path:
     assert camcli(*words, tmp_path / "parts", "--shard", "1/2").code == 2
 
 
-def test_the_manifest_says_running_until_the_end(driver: Driver, tmp_path: Path) -> None:
+def test_a_run_is_running_until_it_ends_or_is_killed(camcli: Camcli, driver: Driver, tmp_path: Path) -> None:
     folder, out = pictures(tmp_path / "in", 40), tmp_path / "out"
     pid = driver.start("run", folder, "--out", out, *TINY, "-s", "runtime.batch_size=1", "-s", "methods=scorecam")
-    while not (out / "results.jsonl").exists():
-        time.sleep(0.02)
+    wait_for_records(out)
     told = manifest(out)
     assert (told["status"], told["process"]) == ("running", {"pid": pid, "host": socket.gethostname()})
+    assert camcli("status", out).out.startswith(f"{out}: running")
     os.kill(pid, signal.SIGKILL)
     driver.end()
     ended = subprocess.run([sys.executable, "-m", "camcli", "status", str(out)], capture_output=True, text=True)
-    assert ended.stdout.startswith(f"{out}: running")
+    assert ended.stdout.startswith(f"{out}: interrupted")

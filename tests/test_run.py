@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from camcli.report import json_schema
+from camcli.rundir import RunDir
 from tests.conftest import PHOTOS, SHAPES, Ended, save_picture
 
 Camcli = Callable[..., Ended]
@@ -249,10 +250,7 @@ def test_batch_size_and_threads_change_nothing(camcli: Camcli, pictures: Path, t
 
 
 def test_a_second_run_in_the_same_folder_waits_for_nobody(camcli: Camcli, pictures: Path, tmp_path: Path) -> None:
-    from filelock import FileLock
-
-    (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / ".lock"):
+    with RunDir(tmp_path / "out"):
         ended = camcli("run", pictures, "--out", tmp_path / "out", *TINY)
     assert ended.code == 75
     assert "another run writes there" in ended.err

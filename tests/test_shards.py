@@ -11,7 +11,7 @@ import pytest
 from camcli.errors import ConfigError
 from camcli.shard import Shard, shard_of
 from tests.conftest import Ended
-from tests.test_resume import SMALL, contents, pictures
+from tests.test_resume import SMALL, contents, pictures, times
 from tests.test_run import manifest
 
 Camcli = Callable[..., Ended]
@@ -59,18 +59,35 @@ def test_missing_and_unfinished_parts_are_named(camcli: Camcli, folder: Path, tm
     assert "parts not finished: 3-of-3" in camcli("status", out).out
 
 
-def test_parts_of_different_runs_are_not_joined(camcli: Camcli, folder: Path, tmp_path: Path) -> None:
+def test_parts_of_different_runs_are_not_mixed(camcli: Camcli, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     camcli("run", folder, "--out", out, *SMALL, "--shard", "1/2")
-    camcli("run", folder, "--out", out, *SMALL, "--shard", "2/2", "-s", "overlay.alpha=0.9")
+    before = times(out)
+    other = ("run", folder, "--out", out, *SMALL, "-s", "overlay.alpha=0.9", "--shard")
+    ended = camcli(*other, "2/2")
+    assert ended.code == 2
+    assert "overlay.alpha: 0.9 -> 0.5" in ended.err
+    assert camcli("run", folder, "--out", out, *SMALL, "--shard", "1/4").code == 2
+    assert unlocked(times(out)) == unlocked(before)
+    assert camcli(*other, "2/2", "--fresh").code in (0, 1)
     ended = camcli("merge", out)
     assert ended.code == 2
-    assert "overlay.alpha: 0.5 -> 0.9" in ended.err
+    assert "part 2/2 was made with another config:\n  overlay.alpha: 0.5 -> 0.9" in ended.err
     camcli("run", folder, "--out", out, *SMALL, "--shard", "2/2", "--limit", "5", "--fresh")
     assert "found other images than the first" in camcli("merge", out).err
-    camcli("run", folder, "--out", out, *SMALL, "--shard", "1/4")
-    assert "holds parts of 2 and 4" in camcli("merge", out).err
-    assert "holds no parts" in camcli("merge", tmp_path).err
+
+
+def unlocked(found: dict[str, int]) -> set[tuple[str, int]]:
+    """Without the locks, which are signed by whoever asks."""
+    return {(name, when) for name, when in found.items() if not name.startswith(".lock")}
+
+
+def test_no_parts_and_no_folder(camcli: Camcli, tmp_path: Path) -> None:
+    for out in (tmp_path, tmp_path / "typo"):
+        ended = camcli("merge", out)
+        assert ended.code == 2
+        assert "holds no parts" in ended.err or "no such folder" in ended.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_part_is_resumed_like_a_run(camcli: Camcli, folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,207 @@
+"""One folder belongs to one job, is what it was when the run began, and holds files of camcli's own only."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from camcli.claim import Kind, lock_file
+from camcli.errors import LockedError, OutputError
+from camcli.lock import Lock, is_held
+from camcli.rundir import RunDir
+from tests.conftest import Ended
+from tests.test_resume import SMALL, pictures
+from tests.test_run import TINY, lines
+
+Camcli = Callable[..., Ended]
+
+JOBS: dict[str, tuple[str, ...]] = {
+    "whole": ("run",),
+    "part": ("run", "--shard", "1/2"),
+    "other part": ("run", "--shard", "1/3"),
+    "dff": ("dff", "--concepts", "2"),
+}
+HOLDS = {"whole": "a run that is not divided", "part": "a run in 2 parts", "dff": "the concepts of `camcli dff`"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures."""
+    return pictures(tmp_path_factory.mktemp("in"), 6)
+
+
+def everything(out: Path) -> dict[str, bytes]:
+    """All files but locks."""
+    return {p.name: p.read_bytes() for p in out.rglob("*") if p.is_file() and not p.name.startswith(".lock")}
+
+
+@pytest.mark.parametrize("first", list(HOLDS))
+def test_a_folder_belongs_to_one_job(camcli: Camcli, folder: Path, tmp_path: Path, first: str) -> None:
+    out = tmp_path / "out"
+    assert camcli(*JOBS[first], folder, "--out", out, *SMALL).code == 0
+    before = everything(out)
+    for second, words in JOBS.items():
+        if second == first:
+            continue
+        for fresh in ((), ("--fresh",)) if words[0] == "run" else ((),):
+            ended = camcli(*words, folder, "--out", out, *SMALL, *fresh)
+            assert ended.code == 2, (second, fresh, ended.err)
+            assert f"{out}: holds {HOLDS[first]}" in ended.err
+            assert "choose another --out" in ended.err
+        assert everything(out) == before
+
+
+def test_dff_again_replaces_what_it_made(camcli: Camcli, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert camcli("dff", folder, "--out", out, *TINY, "-k", "2").code == 0
+    assert camcli("dff", folder, "--out", out, *TINY, "-k", "3").code == 0
+    told = json.loads((out / "concepts.json").read_text())
+    assert (len(told["concepts"]), len(told["images"]), told["status"]) == (3, 6, "finished")
+
+
+PAIRS: list[tuple[tuple[Kind, str], tuple[Kind, str]]] = [
+    (("run", ""), ("run", "")),
+    (("run", ""), ("run", "-1-of-2")),
+    (("run", "-1-of-2"), ("run", "")),
+    (("run", "-1-of-2"), ("run", "-1-of-2")),
+    (("run", "-1-of-2"), ("run", "-1-of-3")),
+    (("run", "-1-of-2"), ("merge", "")),
+    (("dff", ""), ("run", "")),
+    (("run", "-1-of-2"), ("dff", "")),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_jobs_that_begin_at_the_same_time_keep_each_other_out(
+    tmp_path: Path, first: tuple[Kind, str], second: tuple[Kind, str]
+) -> None:
+    with RunDir(tmp_path, first[1], first[0]):
+        for _ in range(2):
+            with pytest.raises(LockedError, match=rf"another run writes there.* \(process {os.getpid()} on"):
+                RunDir(tmp_path, second[1], second[0]).__enter__()
+    with RunDir(tmp_path, second[1], second[0]):
+        pass
+
+
+def test_parts_of_one_run_share_the_folder(tmp_path: Path) -> None:
+    with RunDir(tmp_path, "-1-of-2"), RunDir(tmp_path, "-2-of-2"):
+        assert is_held(lock_file(tmp_path, "-1-of-2"))
+        assert is_held(lock_file(tmp_path, "-2-of-2"))
+    assert not is_held(lock_file(tmp_path, "-1-of-2"))
+    assert not is_held(tmp_path / "nowhere")
+
+
+def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        Lock(tmp_path / ".lock").acquire()
+        os.write(writer, b"x")
+        signal.pause()
+    assert os.read(reader, 1)
+    assert is_held(tmp_path / ".lock")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert not is_held(tmp_path / ".lock")
+    assert Lock(tmp_path / ".lock").acquire()
+
+
+def away(out: Path, how: str) -> None:
+    """Take the run folder, or the records in it, from under the run."""
+    if how == "removed":
+        for path in sorted(out.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        out.rmdir()
+    elif how == "results removed":
+        (out / "results.jsonl").unlink()
+    elif how == "results changed":
+        with (out / "results.jsonl").open("ab") as file:
+            file.write(b"{}\n")
+    else:
+        out.rename(out.with_name("away"))
+        if how == "replaced":
+            out.mkdir()
+
+
+@pytest.fixture
+def at_the_third(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], None]]]:
+    """Functions to call just before the third record is appended."""
+    real, calls = RunDir.append, [0]
+    todo: list[Callable[[], None]] = []
+
+    def append(self: RunDir, line: str) -> None:
+        calls[0] += 1
+        if calls[0] == 3:
+            todo[0]()
+        real(self, line)
+
+    monkeypatch.setattr(RunDir, "append", append)
+    yield todo
+    assert calls[0] == 3, "the run ends at the record that cannot be kept"
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed", "replaced", "results removed", "results changed"])
+def test_a_folder_that_goes_away_ends_the_run_at_once(
+    camcli: Camcli, folder: Path, tmp_path: Path, how: str, at_the_third: list[Callable[[], None]]
+) -> None:
+    out = tmp_path / "out"
+    at_the_third.append(lambda: away(out, how))
+    ended = camcli("run", folder, "--out", out, *SMALL)
+    assert ended.code == 3, ended.err
+    assert "removed or renamed" in ended.err
+    assert f"{out}" in ended.err
+    if how in ("removed", "renamed"):
+        assert not out.exists()
+    if how == "replaced":
+        assert list(out.iterdir()) == []
+
+
+def test_files_are_not_written_into_a_folder_that_is_gone(tmp_path: Path) -> None:
+    with RunDir(tmp_path / "out") as run:
+        run.write("overlays/a.jpg", b"x")
+        (tmp_path / "out").rename(tmp_path / "away")
+        with pytest.raises(OutputError, match="removed or renamed during the run"):
+            run.write("overlays/b.jpg", b"x")
+        with pytest.raises(OutputError, match="removed or renamed during the run"):
+            run.write_manifest({})
+    assert not (tmp_path / "out").exists()
+    assert [p.name for p in (tmp_path / "away").rglob("*.jpg")] == ["a.jpg"]
+
+
+@pytest.mark.parametrize("name", [".lock", "results.jsonl", "run.json"])
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_regular_file_is_refused_and_never_waited_for(
+    camcli: Camcli, folder: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    os.mkfifo(out / name) if kind == "pipe" else (out / name).mkdir()
+    for words in (("run", folder, "--out", out, *TINY), ("run", folder, "--out", out, *TINY, "--fresh")):
+        ended = camcli(*words)
+        assert ended.code == 3, ended.err
+        assert f"{out / name}: " in ended.err
+    assert camcli("status", out).code in (2, 3)
+    assert camcli("merge", out).code == 2
+
+
+@pytest.mark.parametrize("name", [".lock", "results.jsonl"])
+def test_nothing_is_changed_through_a_hard_link(camcli: Camcli, folder: Path, tmp_path: Path, name: str) -> None:
+    out, copy = tmp_path / "out", tmp_path / "copy"
+    assert camcli("run", folder, "--out", out, *SMALL, "--limit", "3").code == 0
+    copy.write_bytes((out / name).read_bytes())
+    (out / name).unlink()
+    os.link(copy, out / name)
+    before = copy.read_bytes()
+    ended = camcli("run", folder, "--out", out, *SMALL)
+    assert copy.read_bytes() == before
+    if name == ".lock":
+        assert ended.code == 3
+        assert f"{out / name}: has another name (a hard link)" in ended.err
+    else:
+        assert ended.code == 0
+        assert len(lines(out)) == 6
