@@ -12,10 +12,12 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from camcli.engine import Engine, Explanation
 from camcli.errors import CamcliError, ItemError
+from camcli.faults import device_lost, every_image_fails, lost, out_of_memory
 from camcli.images import Picture, Room, decode, load_picture
 from camcli.inputs import Item, state_of
 from camcli.memory import installed_memory
@@ -122,6 +124,7 @@ class Stream:
         self.whole = whole
         self._timing = engines[0].stopwatch.timing
         self._kept = Allowance(KEPT_PIXELS)
+        self._explained_before: Tensor | None = None
         self._free: SimpleQueue[Engine] = SimpleQueue()
         for engine in engines:
             self._free.put(engine)
@@ -219,9 +222,11 @@ class Stream:
     def _explain(self, batch: Batch) -> list[Explained | Failure]:
         engine = self._free.get()
         try:
-            answers = iter(self._answers(engine, batch.inputs))
+            found = self._answers(engine, batch.inputs)
+            self._vouch(engine, batch.inputs, found)
         finally:
             self._free.put(engine)
+        answers = iter(found)
         return [e if isinstance(e, Failure) else self._result(e, next(answers)) for e in batch.entries]
 
     def _answers(self, engine: Engine, inputs: Tensor) -> list[Explanation | ItemError]:
@@ -231,20 +236,22 @@ class Stream:
             size = self.batch_size
             some = inputs[len(answers) : len(answers) + size]
             try:
-                answers += self._forward(engine, some, size)
+                answers += self._forward(engine, some, size, self.choose)
             except CamcliError:
                 raise
             except Exception as error:  # a model may raise anything for a picture that it does not take
-                if _out_of_memory(error) and size > 1:
+                if device_lost(error):
+                    raise lost(engine.device, error) from error
+                if out_of_memory(error) and size > 1:
                     self._halve(size)
                 else:
                     answers += self._one_by_one(engine, some, error)
         return answers
 
-    def _forward(self, engine: Engine, inputs: Tensor, size: int) -> list[Explanation | ItemError]:
+    def _forward(self, engine: Engine, inputs: Tensor, size: int, choose: Chooser) -> list[Explanation | ItemError]:
         missing = size - len(inputs)
         filled = torch.cat([inputs, inputs[-1:].expand(missing, -1, -1, -1)]) if missing else inputs
-        return engine.explain(filled, self.choose)[: len(inputs)]
+        return engine.explain(filled, choose)[: len(inputs)]
 
     def _halve(self, size: int) -> None:
         """Smaller than `size` from now on, unless another engine has seen to that."""
@@ -258,11 +265,41 @@ class Stream:
             return [ItemError("forward", type(error).__name__, str(error))]
         answers: list[Explanation | ItemError] = []
         for one in torch.split(inputs, 1):
-            try:
-                answers += self._forward(engine, one, self.batch_size)
-            except Exception as alone:  # as above
-                answers.append(ItemError("forward", type(alone).__name__, str(alone)))
+            answers += self._alone(engine, one, self.choose)
         return answers
+
+    def _alone(self, engine: Engine, one: Tensor, choose: Chooser) -> list[Explanation | ItemError]:
+        try:
+            return self._forward(engine, one, self.batch_size, choose)
+        except CamcliError:
+            raise
+        except Exception as error:  # as above
+            if device_lost(error):
+                raise lost(engine.device, error) from error
+            return [ItemError("forward", type(error).__name__, str(error))]
+
+    def _vouch(self, engine: Engine, inputs: Tensor, answers: Sequence[Explanation | ItemError]) -> None:
+        """Where a batch ends in a failure, make sure that the engine still explains a picture that is not to blame.
+
+        That is one which was explained before, or noise as long as there is none. Raises DeviceError.
+        """
+        good = next((i for i, answer in enumerate(answers) if isinstance(answer, Explanation)), None)
+        if self._explained_before is None and good is not None:
+            self._explained_before = inputs[good : good + 1].clone()
+        if not answers or isinstance(answers[-1], Explanation):
+            return
+        known = self._noise() if self._explained_before is None else self._explained_before
+        [answer] = self._alone(engine, known, self._choose_some)
+        if isinstance(answer, ItemError):
+            raise every_image_fails(answer.kind, str(answer))
+
+    def _noise(self) -> Tensor:
+        """uint8 [1,H,W,3], always the same."""
+        size = (1, *self.preprocess.size, 3)
+        return torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def _choose_some(self, probabilities: NDArray[np.float32]) -> list[int]:
+        return self.choose(probabilities) or [int(probabilities.argmax())]
 
     def _result(self, held: Held, answer: Explanation | ItemError) -> Explained | Failure:
         if isinstance(answer, ItemError):
@@ -300,12 +337,6 @@ def _ahead(batches: Iterator[Batch], stager: ThreadPoolExecutor) -> Iterator[Bat
 def failure(item: Item, error: ItemError, file: FileState | None = None) -> Failure:
     """The record of an error on `item`."""
     return Failure(item.id, str(item.path), error.stage, error.kind, str(error), file)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """CUDA has its own class; on the CPU torch raises RuntimeError."""
-    known = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in known)
 
 
 def _unhashed(file: FileState | None) -> FileState | None:

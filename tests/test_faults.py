@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from camcli import storage
 from camcli.batchsize import even_batches
@@ -18,7 +19,7 @@ from camcli.configfile import load_config
 from camcli.engine import Engine
 from camcli.images import load_picture
 from camcli.models import load_model
-from tests.conftest import Ended
+from tests.conftest import Ended, save_picture
 from tests.test_resume import SMALL, contents, pictures
 from tests.test_run import TINY, lines, manifest
 
@@ -182,19 +183,77 @@ def test_out_of_memory_on_two_cores_loses_and_repeats_nothing(
     assert [record["id"] for record in lines(tmp_path / "out")] == sorted(path.name for path in folder.iterdir())
 
 
-def test_out_of_memory_with_one_picture_is_its_failure(
-    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def lost_device() -> Exception:
+    """As torch raises it."""
+    return getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: device-side assert triggered\nAdvice")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (lost_device(), "the device cpu failed: CUDA error: device-side assert triggered; no image"),
+        (RuntimeError("CUDA error: the launch timed out"), "the device cpu failed: CUDA error: the launch timed out"),
+        (cuda_out_of_memory("CUDA out of memory"), "fails for every image: OutOfMemoryError: CUDA out of memory"),
+        (ValueError("broken"), "fails for every image: ValueError: broken"),
+    ],
+    ids=["lost", "lost-before-2.8", "memory", "model"],
+)
+@pytest.mark.parametrize("works_for", [0, 2])
+def test_what_fails_every_image_ends_the_run_and_is_recorded_for_none(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str, works_for: int
 ) -> None:
+    folder, out = pictures(tmp_path / "in", 12), tmp_path / "out"
+    (folder / "05.png").write_text("no picture")
+    calls = []
+
     def fail(pixels: torch.Tensor) -> None:
-        raise cuda_out_of_memory("CUDA out of memory")
+        calls.append(len(pixels))
+        if len(calls) > works_for:
+            raise error
 
     failing_engine(monkeypatch, fail)
-    assert camcli("run", pictures(tmp_path / "in", 3), "--out", tmp_path / "out", *TINY).code == 1
-    assert [(r["stage"], r["kind"]) for r in lines(tmp_path / "out")] == [("forward", "OutOfMemoryError")] * 3
+    ended = camcli("run", folder, "--out", out, *SMALL)
+    assert (ended.code, said in ended.err) == (3, True), ended.err
+    assert "the same command goes on from there" in ended.err
+    assert {r.get("stage") for r in lines(out)} <= {None, "decode"}
+    monkeypatch.undo()
+    assert camcli("run", folder, "--out", out, *SMALL).code == 1
+    assert manifest(out)["counts"] == {"done": 11, "failed": 1, "skipped": 0}
+
+
+def test_weights_that_answer_nan_for_every_image_end_the_run(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Engine.network
+    monkeypatch.setattr(Engine, "network", lambda *words: real(*words) * float("nan"))
+    ended = camcli("run", pictures(tmp_path / "in", 6), "--out", tmp_path / "out", *SMALL)
+    assert (ended.code, "fails for every image: NotFinite" in ended.err) == (3, True), ended.err
+    assert lines(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("good", [0, 4])
+def test_whole_batches_of_images_to_blame_are_their_own_failures(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: int
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(12):
+        Image.new("RGB", (64, 64)).save(folder / f"{i:02}.png")
+    for i in range(good):
+        save_picture(folder / f"{i:02}.png", 64, 64, i)
+
+    def fail(pixels: torch.Tensor) -> None:
+        if any(not p.any() for p in pixels):
+            raise ZeroDivisionError("a black image")
+
+    failing_engine(monkeypatch, fail)
+    words = (*SMALL, "-s", "targets={above: 1}")
+    assert camcli("run", folder, "--out", tmp_path / "out", *words).code == 1
+    assert manifest(tmp_path / "out")["counts"] == {"done": good, "failed": 12 - good, "skipped": 0}
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, AssertionError])
-def test_an_error_of_the_device_is_the_failure_of_the_picture_that_causes_it(
+def test_an_error_of_the_model_is_the_failure_of_the_picture_that_causes_it(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     folder = pictures(tmp_path / "in", 6)
@@ -203,12 +262,12 @@ def test_an_error_of_the_device_is_the_failure_of_the_picture_that_causes_it(
 
     def fail(pixels: torch.Tensor) -> None:
         if any(bool((p == torch.from_numpy(culprit)).all()) for p in pixels):
-            raise kind("CUDA error: device-side assert triggered")
+            raise kind("no such index")
 
     failing_engine(monkeypatch, fail)
     assert camcli("run", folder, "--out", tmp_path / "out", *TINY).code == 1
     failed = [(r["id"], r["stage"], r["kind"], r["message"]) for r in lines(tmp_path / "out") if r["status"] != "done"]
-    assert failed == [("03.jpg", "forward", kind.__name__, "CUDA error: device-side assert triggered")]
+    assert failed == [("03.jpg", "forward", kind.__name__, "no such index")]
 
 
 def test_a_model_that_answers_nan_is_recorded_for_that_picture(
