@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from camcli import console, crash, stdio
 from camcli.errors import CamcliError, ConfigError
 from camcli.memory import keep_freed_memory
+from camcli.offline import no_network
 
 if TYPE_CHECKING:
     from camcli.configfile import LoadedConfig
@@ -40,13 +41,14 @@ class _Root(TyperGroup):
             raise crash.internal_error(error) from error
 
 
-class _InFolder(TyperCommand):
-    """A command with a run folder; a log of what nobody expected goes there."""
+class _Command(TyperCommand):
+    """A command with a run folder, where the log of what nobody expected goes, or with --offline, which it keeps."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run it."""
         try:
-            return super().invoke(ctx)
+            with no_network(ctx.params.get("offline", False)):
+                return super().invoke(ctx)
         except (CamcliError, typer.Exit, typer.Abort):
             raise
         except Exception as error:
@@ -122,7 +124,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command(
-    cls=_InFolder,
+    cls=_Command,
     epilog="Examples: [b]camcli run photos --out out[/b] · [b]camcli run @list.txt -c configs/vit_base.yaml "
     "--out out[/b] · [b]find . -name '*.jpg' | camcli run - --out out -s 'targets=[\"tabby\"]'[/b]\n\n" + EXIT_CODES,
 )
@@ -250,7 +252,7 @@ def _perform(job: Job, quiet: bool) -> tuple[RunReport, dict[str, Any]]:
     return outcome.report, outcome.manifest
 
 
-@app.command(cls=_InFolder)
+@app.command(cls=_Command)
 def status(
     out: Annotated[Path, typer.Argument(help="Run folder.")],
     check: Annotated[
@@ -270,7 +272,7 @@ def status(
     raise typer.Exit(0 if found.complete else 1)
 
 
-@app.command(cls=_InFolder)
+@app.command(cls=_Command)
 def merge(
     out: Annotated[Path, typer.Argument(help="Run folder whose parts were made with --shard.")],
     json_: JsonOption = False,
@@ -300,7 +302,7 @@ def doctor(json_: JsonOption = False) -> None:
     raise typer.Exit(0 if found.healthy else 1)
 
 
-@app.command()
+@app.command(cls=_Command)
 def layers(
     config: ConfigOption = None,
     model: ModelOption = None,
@@ -330,7 +332,7 @@ def methods(json_: JsonOption = False) -> None:
         console.print_methods(found)
 
 
-@app.command(cls=_InFolder, epilog="Example: [b]camcli dff photos --out concepts --concepts 5[/b]\n\n" + EXIT_CODES)
+@app.command(cls=_Command, epilog="Example: [b]camcli dff photos --out concepts --concepts 5[/b]\n\n" + EXIT_CODES)
 def dff(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, @list.txt, or - for paths on stdin.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for overlays/ and concepts.json.")],
@@ -382,7 +384,7 @@ def models_list(
         console.print_models(entries)
 
 
-@models_app.command("fetch")
+@models_app.command("fetch", cls=_Command)
 def models_fetch(
     names: Annotated[list[str], typer.Argument(help="Such as timm/resnet50.a1_in1k.")],
     offline: OfflineOption = False,

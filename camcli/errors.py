@@ -5,6 +5,7 @@
     │   ├── LayerError     2   no usable target layer, or the one asked for does not serve
     │   └── MethodError    2   a method does not serve for this model, layer or setting
     ├── ModelError         3   the model or its weights cannot be had
+    │   └── OfflineError   3   something reached for the network under --offline
     ├── DeviceError        3   the device that computes is lost, or the model fails for every image
     ├── NoInputsError      5   nothing to do
     ├── IncompleteError    1   parts of a run are missing
@@ -43,6 +44,10 @@ class MethodError(ConfigError):
 
 class ModelError(CamcliError):
     """The model or its weights cannot be had."""
+
+
+class OfflineError(ModelError):
+    """Something reached for the network although `--offline` forbids it."""
 
 
 class DeviceError(CamcliError):

@@ -20,7 +20,7 @@ ROWS = (
     (
         *("geometry", "config", "claim", "progress", "interrupt", "demo"),
         *("shard", "fingerprint", "ledger", "labels", "versions", "libtiff", "memory", "stopwatch", "stdio"),
-        "faults",
+        *("faults", "offline"),
     ),
     ("configfile", "crash", "rundir", "inputs", "images", "layers", "methods", "report", "render", "targets"),
     ("models", "writers", "tap", "resume", "manifest"),

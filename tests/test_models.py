@@ -70,11 +70,14 @@ def test_random_vision_transformers_fit_their_input_too(kwargs: dict[str, JsonVa
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"source": "timm", "name": "resnet18", "kwargs": {"colour": 1}}, "model.kwargs do not fit timm's resnet18"),
         (
-            {"source": "torchvision", "name": "resnet18", "kwargs": {"colour": 1}},
-            "model.kwargs do not fit torchvision's",
+            {"source": "timm", "name": "resnet18", "kwargs": {"colour": 1}},
+            "keyword argument 'colour'.*; check model.kwargs",
         ),
+        ({"source": "torchvision", "name": "resnet18", "kwargs": {"colour": 1}}, "'colour'.*; check model.kwargs"),
+        ({"source": "timm", "name": "resnet18", "kwargs": {"layers": [1]}}, "timm/resnet18 cannot be built"),
+        ({"source": "timm", "name": "resnet18", "num_classes": 10**12}, "check model.kwargs and model.num_classes"),
+        ({"source": "torchvision", "name": "resnet18", "num_classes": 10**12}, "torchvision/resnet18 cannot be built"),
         ({"source": "timm", "name": "resnet18.nope"}, "timm's resnet18 has no weights 'nope'"),
         ({"source": "torchvision", "name": "resnet18.nope"}, "torchvision's resnet18 has no weights 'nope'"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal, Protocol, cast, get_args
@@ -11,11 +12,12 @@ import torch
 from torch import nn
 
 from camcli.config import InputConfig, ModelConfig, Source
-from camcli.errors import ConfigError, ModelError
+from camcli.errors import CamcliError, ConfigError, ModelError
 from camcli.images import Preprocess
 from camcli.labels import read_labels
 from camcli.models.loaded import Entry, LoadedModel
 from camcli.models.weights import sha256, short
+from camcli.offline import no_network
 
 __all__ = ["Entry", "LoadedModel", "ModelSource", "fetch", "list_models", "load_model", "model_source"]
 
@@ -61,7 +63,8 @@ def fetch(model: str, offline: bool = False) -> Path:
     if source not in SOURCES or not name:
         raise ConfigError(f"{model}: write it as source/name, such as timm/resnet50 (sources: {', '.join(SOURCES)})")
     config = ModelConfig.model_validate(model)
-    return model_source(config.source).pretrained_file(config, offline)
+    with no_network(offline):
+        return model_source(config.source).pretrained_file(config, offline)
 
 
 def model_source(name: str) -> ModelSource:
@@ -76,11 +79,10 @@ def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) 
     Raises ConfigError for what the user can set right and ModelError for weights that cannot be had.
     """
     source = model_source(config.source)
-    file = _weights_file(source, config, offline)
-    _check_hash(config, file)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = source.build(config, file).eval().requires_grad_(False)
+    with no_network(offline):
+        file = _weights_file(source, config, offline)
+        _check_hash(config, file)
+        module = _built(source, config, file).eval().requires_grad_(False)
     preprocess = source.preprocess(config, module).override(inputs)
     classes = _class_count(module, config.name, preprocess.size)
     default: Literal["softmax", "sigmoid"] = "sigmoid" if config.source == "demo" else "softmax"
@@ -94,6 +96,20 @@ def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) 
         str(file or "none"),
         sha256(file) if file else None,
     )
+
+
+def _built(source: ModelSource, config: ModelConfig, file: Path | None) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            return source.build(config, file)
+        except CamcliError:
+            raise
+        except Exception as error:  # constructors raise many kinds for what they are not made for
+            raise ConfigError(
+                f"{config.source}/{config.name} cannot be built ({type(error).__name__}: {short(error)}); "
+                "check model.kwargs and model.num_classes"
+            ) from None
 
 
 def _check_hash(config: ModelConfig, file: Path | None) -> None:
@@ -111,7 +127,7 @@ def _class_count(module: nn.Module, name: str, size: tuple[int, int]) -> int:
     try:
         with torch.inference_mode():
             logits = module(torch.zeros(1, 3, *size))
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except Exception as error:  # as above
         raise ConfigError(
             f"{name} does not take an input of {size[0]}x{size[1]} px ({short(error)}); set input.size, "
             "or the size that it is built for in model.kwargs (often img_size or image_size)"
@@ -126,7 +142,7 @@ def _weights_file(source: ModelSource, config: ModelConfig, offline: bool) -> Pa
         return None
     if config.weights == "pretrained":
         return source.pretrained_file(config, offline)
-    file = Path(config.weights).expanduser()
+    file = Path(os.path.expanduser(config.weights))
     if not file.is_file():
         raise ModelError(f"{file}: no such weights file; model.weights is a file, `pretrained` or `none`")
     return file
@@ -135,7 +151,7 @@ def _weights_file(source: ModelSource, config: ModelConfig, offline: bool) -> Pa
 def _labels(source: ModelSource, config: ModelConfig, module: nn.Module, classes: int) -> tuple[str, ...]:
     """One for each class: the user's, the model's own, or class_17."""
     if config.labels:
-        labels = read_labels(Path(config.labels).expanduser())
+        labels = read_labels(Path(os.path.expanduser(config.labels)))
         if len(labels) != classes:
             raise ConfigError(f"model.labels: {config.labels} has {len(labels)} lines, the model {classes} classes")
         return labels

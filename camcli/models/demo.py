@@ -35,7 +35,7 @@ def build(config: ModelConfig, file: Path | None) -> nn.Module:
 
     module: nn.Module = timm.create_model(demo.ARCH, num_classes=len(demo.LABELS), **demo.KWARGS)
     if file:
-        module.load_state_dict(weights.read_state_dict(file))
+        weights.load(module, file, "the demo model")
     return module
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from timm.layers import to_2tuple
 from torch import nn
 
 from camcli.config import Crop, ModelConfig
-from camcli.errors import ConfigError, ModelError
+from camcli.errors import CamcliError, ConfigError, ModelError
 from camcli.images import Preprocess
 from camcli.models import weights
 from camcli.models.loaded import Entry
@@ -98,32 +99,52 @@ def build(config: ModelConfig, file: Path | None) -> nn.Module:
             f"model.num_classes is {config.num_classes}, but the weights of {config.name} know {cfg.num_classes} "
             "classes: leave it out, or give your own weights file"
         )
-    try:
-        if file is None:
-            random: nn.Module = timm.create_model(config.name, **kwargs)
-            return random
+    if file is not None:
         return _with_weights(config, kwargs, file)
-    except TypeError as error:
-        raise ConfigError(f"model.kwargs do not fit timm's {config.name}: {error}") from None
+    random: nn.Module = timm.create_model(config.name, **kwargs)
+    return random
 
 
 def _with_weights(config: ModelConfig, kwargs: dict[str, Any], file: Path) -> nn.Module:
-    overlay: dict[str, Any] = {"file": str(file)}
-    if file.suffix != ".npz":
-        overlay = {"state_dict": weights.read_state_dict(file)}
-    if config.weights != "pretrained":
-        # timm drops the head of a file whose class count differs from the published weights'.
-        plain = timm.create_model(config.name, **kwargs)
-        overlay.update(num_classes=plain.num_classes, label_offset=0)
+    """The module with what timm makes of `file`; timm knows no other place to take weights from."""
+    overlay: dict[str, Any] = {"url": None, "hf_hub_id": None, "source": ""}
+    if file.suffix == ".npz":
+        weights.recognise(file)
+        overlay.update(file=str(file), custom_load=True)
+    else:
+        overlay.update(state_dict=weights.read_state_dict(file))
+    if config.weights == "pretrained":
+        return _loaded(config, kwargs, file, overlay)
+    # timm drops the head of a file whose class count differs from the published weights'.
+    plain = timm.create_model(config.name, **kwargs)
+    module = _loaded(config, kwargs, file, {**overlay, "num_classes": plain.num_classes, "label_offset": 0})
+    _refuse_untouched(config, file, overlay.get("state_dict"), plain, module)
+    return module
+
+
+def _loaded(config: ModelConfig, kwargs: dict[str, Any], file: Path, overlay: dict[str, Any]) -> nn.Module:
+    torch.manual_seed(torch.initial_seed())
     try:
         module: nn.Module = timm.create_model(config.name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
-    except (RuntimeError, KeyError) as error:
-        raise ModelError(
-            f"{file}: does not fit timm's {config.name}: {weights.short(error)}; "
-            "check model.name, model.num_classes and model.kwargs"
-        ) from None
+    except CamcliError:
+        raise
+    except Exception as error:  # timm's converters of checkpoints raise many kinds on foreign ones
+        if config.weights == "pretrained" and isinstance(error, TypeError):
+            raise  # about model.kwargs
+        raise weights.unfit(file, f"timm's {config.name}", weights.short(error)) from None
     getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
     return module
+
+
+def _refuse_untouched(
+    config: ModelConfig, file: Path, given: Mapping[str, torch.Tensor] | None, plain: nn.Module, module: nn.Module
+) -> None:
+    """Some of timm's models pass over what a file lacks: it has no name there and is as random as in `plain`."""
+    before = dict(plain.named_parameters())
+    for name, after in module.named_parameters():
+        untouched = given is not None and name not in given and torch.equal(after, before[name])
+        if untouched and bool((after != after.flatten()[0]).any()):
+            raise weights.unfit(file, f"timm's {config.name}", f"it holds nothing for {name}")
 
 
 def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess:

@@ -48,12 +48,9 @@ def build(config: ModelConfig, file: Path | None) -> nn.Module:
     if arch not in names():
         raise ConfigError(f"unknown torchvision model {arch!r}{did_you_mean(arch, names())}")
     kwargs = _kwargs(config, arch)
-    try:
-        module: nn.Module = torchvision.models.get_model(arch, weights=None, **kwargs)
-    except TypeError as error:
-        raise ConfigError(f"model.kwargs do not fit torchvision's {arch}: {error}") from None
+    module: nn.Module = torchvision.models.get_model(arch, weights=None, **kwargs)
     if file:
-        _load(module, file, config)
+        weights.load(module, file, f"torchvision's {config.name}")
     return module
 
 
@@ -68,16 +65,6 @@ def _kwargs(config: ModelConfig, arch: str) -> dict[str, Any]:
     if config.num_classes is not None:
         kwargs.update(num_classes=config.num_classes)
     return {**kwargs, **config.kwargs}
-
-
-def _load(module: nn.Module, file: Path, config: ModelConfig) -> None:
-    try:
-        module.load_state_dict(weights.read_state_dict(file))
-    except RuntimeError as error:
-        raise ModelError(
-            f"{file}: does not fit torchvision's {config.name}: {weights.short(error)}; "
-            "check model.name, model.num_classes and model.kwargs"
-        ) from None
 
 
 def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess:
