@@ -66,7 +66,10 @@ def test_the_command_finds_concepts_that_raise_the_shapes(camcli: Callable[..., 
         with Image.open(tmp_path / "out" / image["overlay"]) as overlay, Image.open(image["source"]) as source:
             assert overlay.width >= source.width
             assert overlay.height > source.height
-            assert np.asarray(overlay).std() > 0
+            below = np.asarray(overlay.convert("RGB"), dtype=int)[: source.height, : source.width]
+            grey = np.asarray(source.convert("L"), dtype=int)[..., None]
+            tinted = np.abs(below - grey).max(axis=-1) > 30
+        assert tinted.any() == (max(image["mean_heat"]) > 0.01)
 
 
 def test_nothing_readable_is_an_error(camcli: Callable[..., Ended], tmp_path: Path) -> None:

@@ -32,9 +32,12 @@ def colours(count: int) -> list[str]:
 def concept_overlay(
     picture: Picture, heat: NDArray[np.float32], legend: Sequence[tuple[str, str]], config: OverlayConfig
 ) -> Image.Image:
-    """`heat` [k,h,w] in 0..1 on the picture; opacity is that of the strongest concept. legend: colour and label."""
+    """`heat` [k,h,w] in 0..1 on the picture; opacity is that of the strongest concept. legend: colour and label.
+
+    Without heat the picture is left as it is.
+    """
     image, seen = canvas(picture, config)
-    painted = _painted(image, heat, seen, [colour for colour, _ in legend], config.alpha)
+    painted = _painted(image, heat, seen, [colour for colour, _ in legend], config.alpha) if heat.any() else image
     width = max(painted.width, LEAST_WIDTH)
     sheet = Image.new("RGB", (width, painted.height + MARGIN + len(legend) * LINE), PAPER)
     sheet.paste(painted)

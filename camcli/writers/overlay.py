@@ -43,13 +43,15 @@ def overlay_bytes(picture: Picture, heat: Heat, config: OverlayConfig) -> bytes:
 
 
 def paint(picture: Picture, heat: Heat, config: OverlayConfig, signed: bool = False, last: bool = False) -> Image.Image:
-    """The overlay of `heat` [h,w], on the original picture or on the crop that the model saw.
+    """The overlay of `heat` [h,w], on the original picture or on the crop that the model saw; untouched without heat.
 
     last: the picture's own pixels are not needed any more, so they are painted on; otherwise on a copy.
     """
     image, seen = canvas(picture, config)
     if image is picture.image and not last:
         image = image.copy()
+    if not heat.any():
+        return image
     if signed:
         render.paint_signed(image, heat, seen, config.signed_colormap, config.alpha)
     else:

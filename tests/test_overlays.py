@@ -1,0 +1,292 @@
+"""Pixels of overlays, grids, raw maps and concepts, against arithmetic on whole arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image
+
+from camcli import render
+from camcli.config import OverlayConfig
+from camcli.engine import Engine, Explanation
+from camcli.geometry import hot_box, peak
+from camcli.images import Picture, Preprocess, load_picture
+from camcli.methods import METHODS
+from camcli.records import Box, Heatmap, Prediction
+from camcli.writers.concepts import concept_overlay
+from camcli.writers.grid import PAPER, grid
+from camcli.writers.overlay import encode, paint
+from tests.conftest import SHAPES, Ended, RedDetector, loaded
+from tests.test_placement import LAYER
+
+Camcli = Callable[..., Ended]
+Pixels = NDArray[np.float64]
+TARGET = Prediction(3, "star", 0.25, 1.0)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """RGB."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def picture_of(image: Image.Image, seen: Box, side: int = 24) -> Picture:
+    """As if the model had seen `seen` of `image`, with noise for an input."""
+    return Picture(image, image.size, np.asarray(noise(side, side, 1)), seen)
+
+
+def spread(heat: NDArray[np.float32], seen: Box, width: int, height: int) -> tuple[Pixels, NDArray[np.bool_]]:
+    """`heat` [h,w] at every pixel centre of width x height px, bilinear between cell centres; and which are seen."""
+    h, w = heat.shape
+    xs, ys = np.arange(width) + 0.5, np.arange(height) + 0.5
+    us = ((xs - seen.x0) / (seen.x1 - seen.x0) * w - 0.5).clip(0, w - 1)
+    vs = ((ys - seen.y0) / (seen.y1 - seen.y0) * h - 0.5).clip(0, h - 1)
+    rows = np.stack([np.interp(us, np.arange(w), row) for row in heat])
+    whole = np.stack([np.interp(vs, np.arange(h), column) for column in rows.T], axis=1)
+    inside = ((ys >= seen.y0) & (ys <= seen.y1))[:, None] & ((xs >= seen.x0) & (xs <= seen.x1))[None]
+    return whole, inside
+
+
+def coloured(name: str, values: Pixels) -> Pixels:
+    """RGB 0..255 of a colour map at values in 0..1."""
+    return 255 * np.asarray(colormaps[name](values), dtype=np.float64)[..., :3]
+
+
+PLACES = {
+    "inside": (Box(13.3, 4.2, 83.3, 35.8), (90, 40)),
+    "padded": (Box(-10, -35, 60, 75), (50, 40)),
+    "portrait": (Box(0, 20, 30, 50), (30, 90)),
+    "smaller than its map": (Box(1, 1, 6, 5), (9, 7)),
+}
+
+
+@pytest.mark.parametrize("strip", [1 << 18, 100], ids=["whole", "strips"])
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("place", PLACES)
+def test_colours_are_blended_over_what_the_model_saw(
+    monkeypatch: pytest.MonkeyPatch, place: str, signed: bool, strip: int
+) -> None:
+    monkeypatch.setattr(render, "STRIP_PIXELS", strip)
+    seen, (width, height) = PLACES[place]
+    shape = (3, 4) if place == "smaller than its map" else (5, 7)
+    heat = np.random.default_rng(0).random(shape, dtype=np.float32) * (2 if signed else 1) - (1 if signed else 0)
+    picture = picture_of(noise(width, height), seen)
+    config = OverlayConfig(colormap="viridis", alpha=0.4)
+    before = np.asarray(picture.image, dtype=np.float64)
+    painted = np.asarray(paint(picture, heat, config, signed), dtype=np.float64)
+    if signed:
+        root = np.sign(heat) * np.sqrt(np.abs(heat))
+        values, inside = spread((((1.6 * root).clip(-1, 1) + 1) / 2).astype(np.float32), seen, width, height)
+        grey = before @ [0.299, 0.587, 0.114]
+        expected = 0.4 * grey[..., None] + 0.6 * coloured("RdBu_r", values)
+    else:
+        values, inside = spread(heat, seen, width, height)
+        expected = 0.6 * before + 0.4 * coloured("viridis", values)
+    assert np.abs(painted - expected)[inside].max() < 6
+    assert np.abs(painted - expected)[inside].mean() < 1
+    assert (painted == before)[~inside].all()
+    assert (np.asarray(picture.image) == before).all()
+
+
+@pytest.mark.parametrize("size", ["original", "model"])
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_an_image_without_evidence_is_left_as_it_is(signed: bool, size: Literal["original", "model"]) -> None:
+    picture = picture_of(noise(40, 30), Box(5, 0, 35, 30))
+    config = OverlayConfig(size=size)
+    painted = paint(picture, np.zeros((4, 4), dtype=np.float32), config, signed)
+    assert painted.tobytes() == (picture.image if size == "original" else Image.fromarray(picture.input)).tobytes()  # type: ignore[union-attr]
+
+
+def test_evidence_that_only_speaks_against_the_class_is_shown() -> None:
+    picture = picture_of(noise(40, 30), Box(5, 0, 35, 30))
+    heat = np.full((4, 4), -1, dtype=np.float32)
+    painted = np.asarray(paint(picture, heat, OverlayConfig(alpha=1), signed=True))
+    assert (painted[:, 5:35] == np.rint(coloured("RdBu_r", np.zeros(1)))).all()
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    """Of a run."""
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("scale", ["image", "run"])
+def test_one_range_for_the_run_or_for_each_map(camcli: Camcli, tmp_path: Path, scale: str) -> None:
+    look = f"overlay={{format: png, colormap: gray, signed_colormap: gray, alpha: 1, size: model, scale: {scale}}}"
+    settings = ["methods=[gradcam, guided-backprop]", "targets={top: 2}", "maps=npz", look]
+    ended = camcli("run", SHAPES, "--limit", 3, "--out", tmp_path, *[w for s in settings for w in ("-s", s)])
+    assert ended.code == 0, ended.err
+    found = []
+    for record in records(tmp_path):
+        with np.load(tmp_path / record["maps"][0]) as arrays:
+            for heatmap in record["heatmaps"]:
+                heat = arrays[f"{heatmap['method']}.{heatmap['target']['index']}"].astype(np.float64)
+                low, high = heatmap["raw_min"], heatmap["raw_max"]
+                least = 0.0 if heatmap["signed"] else max(low, 0.0)
+                raw = heat * (max(high, -low) if heatmap["signed"] else high - least) + least
+                assert raw.max() == pytest.approx(high, rel=1e-5)
+                found.append((heatmap, heat, raw))
+    assert {heatmap["signed"] for heatmap, _, _ in found} == {True, False}
+    for heatmap, heat, raw in found:
+        alike = [np.abs(other).max() for one, _, other in found if one["method"] == heatmap["method"]]
+        shown = raw / max(alike) if scale == "run" else heat
+        if heatmap["signed"]:
+            shown = ((1.6 * np.sign(shown) * np.sqrt(np.abs(shown))).clip(-1, 1) + 1) / 2
+        expected, _ = spread(shown.astype(np.float32), Box(0, 0, 128, 128), 128, 128)
+        painted = np.asarray(Image.open(tmp_path / heatmap["overlay"]), dtype=np.float64)[..., 0]
+        assert np.abs(painted / 255 - expected).max() < 0.012
+
+
+def test_raw_maps_keep_their_sign(camcli: Camcli, tmp_path: Path) -> None:
+    kept = {}
+    for kind in ("npz", "png16"):
+        settings = ["methods=[guided-backprop, gradcam]", f"maps={kind}", "targets={top: 1}"]
+        words = [word for setting in settings for word in ("-s", setting)]
+        assert camcli("run", SHAPES, "--limit", 1, "--out", tmp_path / kind, *words).code == 0
+        [kept[kind]] = records(tmp_path / kind)
+    with np.load(tmp_path / "npz" / kept["npz"]["maps"][0]) as arrays:
+        for heatmap, png in zip(kept["png16"]["heatmaps"], kept["png16"]["maps"], strict=True):
+            heat = arrays[f"{heatmap['method']}.{heatmap['target']['index']}"]
+            assert (heat.min() < -0.1) == heatmap["signed"]
+            with Image.open(tmp_path / "png16" / png) as image:
+                unit = np.asarray(image, dtype=np.float64) / 65535
+            assert np.abs((2 * unit - 1 if heatmap["signed"] else unit) - heat).max() < 2e-5
+
+
+def heatmap_of(method: str, **kwargs: Any) -> Heatmap:
+    """Of no layer in particular."""
+    heat = np.ones((2, 2), dtype=np.float32)
+    return replace(Heatmap(method, "layer", TARGET, heat, 0.5, 1.5, False), **kwargs)
+
+
+def located(sheet: NDArray[np.uint8], tile: NDArray[np.uint8]) -> Box:
+    """The one place of `tile` in `sheet`."""
+    h, w = tile.shape[:2]
+    candidates = np.argwhere((sheet[: len(sheet) - h + 1, : sheet.shape[1] - w + 1] == tile[0, 0]).all(axis=-1))
+    [place] = [(y, x) for y, x in candidates.tolist() if (sheet[y : y + h, x : x + w] == tile).all()]
+    return Box(place[1], place[0], place[1] + w, place[0] + h)
+
+
+@pytest.mark.parametrize("size", [(320, 200), (200, 320), (640, 640)], ids=str)
+@pytest.mark.parametrize("count", [1, 4, 6, 11])
+def test_a_grid_shows_the_image_and_each_map_whole_and_apart(size: tuple[int, int], count: int) -> None:
+    picture = picture_of(noise(*size), Box(0, 0, *size))
+    tiles = [(heatmap_of(f"m{i}"), noise(*size, seed=i + 1)) for i in range(count)]
+    sheet = np.asarray(grid(picture, tiles, OverlayConfig()))
+    part = 320 / max(size)
+    shown = [image for image in (picture.image, *(image for _, image in tiles)) if image]
+    small = [
+        np.asarray(i.resize((round(size[0] * part), round(size[1] * part)), Image.Resampling.LANCZOS)) for i in shown
+    ]
+    places = [located(sheet, tile) for tile in small]
+    assert [(place.y0, place.x0) for place in places] == sorted((place.y0, place.x0) for place in places)
+    assert max(sum(place.y0 == other.y0 for other in places) for place in places) <= 5
+    free = np.ones(sheet.shape[:2], dtype=bool)
+    for place in places:
+        part_of = slice(int(place.y0), int(place.y1)), slice(int(place.x0), int(place.x1))
+        assert free[part_of].all()
+        free[part_of] = False
+    inked = free & (sheet != np.asarray(Image.new("RGB", (1, 1), PAPER))).any(axis=-1)
+    for i, place in enumerate(places):
+        below = inked[int(place.y1) : int(place.y1) + 60, int(place.x0) : int(place.x1)]
+        assert below[:28].any()
+        assert below[28:].any() == (i > 0)
+    assert inked[: int(places[0].y0)].any()
+
+
+def test_a_grid_does_not_paint_over_its_own_image(camcli: Camcli, tmp_path: Path) -> None:
+    for size in ("original", "model"):
+        look = f"overlay={{format: png, grid: true, size: {size}}}"
+        settings = ["methods=[gradcam, layercam]", "targets={top: 2}", look]
+        words = [word for setting in settings for word in ("-s", setting)]
+        assert camcli("run", SHAPES, "--limit", 1, "--out", tmp_path / size, *words).code == 0
+        [record] = records(tmp_path / size)
+        loaded_ = load_picture(
+            Path(record["source"]), Preprocess((128, 128), (128, 128), *_HALVES, "bilinear", "center")
+        )
+        plain = loaded_.image if size == "original" else Image.fromarray(loaded_.input)
+        assert plain is not None
+        part = 320 / max(plain.size)
+        for name, target in zip(record["grids"], (0, 2), strict=True):
+            sheet = np.asarray(Image.open(tmp_path / size / name).convert("RGB"))
+            maps = [Image.open(tmp_path / size / h["overlay"]) for h in record["heatmaps"][target : target + 2]]
+            found = [
+                located(
+                    sheet,
+                    np.asarray(i.resize((round(i.width * part), round(i.height * part)), Image.Resampling.LANCZOS)),
+                )
+                for i in (plain, *maps)
+            ]
+            assert [place.x0 for place in found] == sorted({place.x0 for place in found})
+
+
+_HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def words_under(heatmap: Heatmap) -> bytes:
+    """The pixels of the note below a grid's one tile; the same for the same words."""
+    picture = picture_of(noise(320, 320), Box(0, 0, 320, 320))
+    sheet = grid(picture, [(heatmap, noise(320, 320, 1))], OverlayConfig())
+    return sheet.crop((sheet.width // 2, sheet.height - 42, sheet.width, sheet.height)).tobytes()
+
+
+def test_a_grid_says_the_range_that_colours_hide_or_that_there_is_no_evidence() -> None:
+    some, more = heatmap_of("gradcam", raw_max=0.001), heatmap_of("gradcam", raw_max=30.0)
+    none, nothing = heatmap_of("gradcam", raw_max=0.0, empty=True), heatmap_of("gradcam", raw_max=9.0, empty=True)
+    assert len({words_under(heatmap) for heatmap in (some, more, none)}) == 3
+    assert words_under(none) == words_under(nothing)
+
+
+def test_concepts_take_the_colour_of_the_strongest_and_none_where_there_is_none() -> None:
+    picture = picture_of(noise(320, 160), Box(0, 0, 320, 160))
+    heat = np.zeros((2, 1, 4), dtype=np.float32)
+    heat[0, 0], heat[1, 0] = [1, 0.4, 0, 0], [0.6, 1, 0, 0]
+    legend = [("#ff0000", "first"), ("#0000ff", "second")]
+    painted = np.asarray(concept_overlay(picture, heat, legend, OverlayConfig(alpha=1)))
+    assert painted[:160, :40].tolist() == np.broadcast_to((255, 0, 0), (160, 40, 3)).tolist()
+    assert painted[80, 120].tolist() == pytest.approx([0, 0, 255], abs=8)
+    grey = np.asarray(picture.image.convert("L"))  # type: ignore[union-attr]
+    assert (painted[:160, 280:320] == grey[:, 280:, None]).all()
+    swatches = [tuple(painted[160 + 6 + 28 * i + 12, 12 + 8].tolist()) for i in range(2)]
+    assert swatches == [(255, 0, 0), (0, 0, 255)]
+    without = concept_overlay(picture, np.zeros_like(heat), legend, OverlayConfig())
+    assert without.crop((0, 0, 320, 160)).tobytes() == picture.image.tobytes()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
+@pytest.mark.parametrize("size", ["original", "model"])
+def test_a_turned_portrait_is_painted_upright(
+    tmp_path: Path, size: Literal["original", "model"], orientation: int
+) -> None:
+    upright = Image.new("RGB", (480, 720), (0, 60, 60))
+    upright.paste((255, 0, 0), (60, 180, 120, 240))
+    undo = {3: 3, 5: 5, 6: 2, 7: 6, 8: 4}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
+    turned.save(tmp_path / "x.jpg", exif=exif, quality=95)
+    preprocess = Preprocess((64, 64), (64, 64), (0, 0, 0), (1, 1, 1), "bilinear", "center")
+    picture = load_picture(tmp_path / "x.jpg", preprocess, whole=size == "original")
+    assert (picture.size, picture.seen) == ((480, 720), Box(0, 120, 480, 600))
+    engine = Engine(loaded(RedDetector(), preprocess), [LAYER], [METHODS.get("gradcam")])
+    [answer] = engine.explain(torch.from_numpy(picture.input)[None], lambda _: [0])
+    assert isinstance(answer, Explanation)
+    [heatmap] = answer.heatmaps
+    config = OverlayConfig(format="png", colormap="gray", alpha=1, size=size)
+    (tmp_path / "o.png").write_bytes(encode(paint(picture, heatmap.heat, config), config))
+    painted = np.asarray(Image.open(tmp_path / "o.png"))[..., 0]
+    assert painted.shape == ((720, 480) if size == "original" else (64, 64))
+    hot = np.argwhere(painted[120:600] > 200) if size == "original" else np.argwhere(painted > 200) * 7.5
+    middle = hot.mean(axis=0) + np.array((120, 0))
+    assert np.abs(middle - [210, 90]).max() < 8
+    assert np.abs(np.subtract(peak(heatmap.heat, picture.seen, *picture.size) or (0, 0), (90, 210))).max() <= 30
+    box = hot_box(heatmap.heat, picture.seen, *picture.size)
+    assert box is not None
+    assert np.abs(np.subtract((box.x0, box.y0, box.x1, box.y1), (60, 180, 120, 240))).max() <= 16
