@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
+
+from camcli.layers import Tap
+from camcli.tap import cut
 
 TOLERANCE = 1e-3
 
@@ -25,23 +28,36 @@ class Pair:
     rest: Callable[[Tensor], Tensor]
 
 
-def fold(module: nn.Module, inputs: Tensor, spare: Collection[nn.Module]) -> int:
-    """Fold every such pair of `module` in evaluation mode but those with a member in `spare`; returns how many.
+def fold(module: nn.Module, inputs: Tensor, taps: Sequence[Tap] = ()) -> int:
+    """Fold every such pair of `module` in evaluation mode that leaves what the taps see alone; returns how many.
 
-    inputs: [B,3,H,W] to watch a forward pass with; where folding changes its logits, nothing stays folded.
+    inputs: [B,3,H,W] to watch a forward pass with; where folding changes its logits or a tap's tensor, nothing stays
+    folded.
     """
     with torch.no_grad():
-        before, pairs = _watch(module, inputs)
-        folded = [pair for pair in pairs if pair.convolution not in spare and pair.norm not in spare]
-        weights = [(pair.convolution.weight, pair.convolution.bias) for pair in folded]
-        for pair in folded:
+        before, pairs = _watch(module, inputs, taps)
+        weights = [(pair.convolution.weight, pair.convolution.bias) for pair in pairs]
+        for pair in pairs:
             _fold(pair)
-        if not folded or _close(module(inputs), before):
-            return len(folded)
-    for pair, (weight, bias) in zip(folded, weights, strict=True):
+        if not pairs or _same(before, _seen(module, inputs, taps)):
+            return len(pairs)
+    for pair, (weight, bias) in zip(pairs, weights, strict=True):
         pair.convolution.weight, pair.convolution.bias = weight, bias
         del pair.norm.forward
     return 0
+
+
+def _seen(module: nn.Module, inputs: Tensor, taps: Sequence[Tap]) -> list[Tensor]:
+    """The logits, and each tap's tensor."""
+    with cut(module, taps) as kept:
+        logits: Tensor = module(inputs)
+    return [logits, *(kept[tap] for tap in taps)]
+
+
+def _same(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    """Equal but for rounding."""
+    pairs = zip(ours, theirs, strict=True)
+    return all(bool((a - b).abs().max() <= TOLERANCE * b.abs().max()) for a, b in pairs)
 
 
 def _fold(pair: Pair) -> None:
@@ -52,10 +68,6 @@ def _fold(pair: Pair) -> None:
     weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
     conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
     norm.forward = pair.rest  # type: ignore[method-assign, assignment]
-
-
-def _close(logits: Tensor, before: Tensor) -> bool:
-    return bool((logits - before).abs().max() <= TOLERANCE * before.abs().max())
 
 
 @dataclass(slots=True)
@@ -105,8 +117,12 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _watch(module: nn.Module, inputs: Tensor) -> tuple[Tensor, list[Pair]]:
-    """The logits, and the pairs that can be folded."""
+def _watch(module: nn.Module, inputs: Tensor, taps: Sequence[Tap]) -> tuple[list[Tensor], list[Pair]]:
+    """What the forward pass shows (see `_seen`), and the pairs that can be folded.
+
+    The network goes on behind a tap with a copy, which no convolution has made: so a convolution and a norm with a tap
+    between them are no pair, whatever module the tap is at. For this the tap's hooks have to come last.
+    """
     seen = _Sightings()
     with ExitStack() as hooks:
         for child in module.modules():
@@ -114,13 +130,13 @@ def _watch(module: nn.Module, inputs: Tensor) -> tuple[Tensor, list[Pair]]:
                 hooks.callback(child.register_forward_pre_hook(seen.before).remove)
                 hooks.callback(child.register_forward_hook(seen.after).remove)
         hooks.enter_context(_Uses(seen))
-        logits: Tensor = module(inputs)
+        before = _seen(module, inputs, taps)
     pairs = []
     for conv, norm in seen.takers:
         rest = _rest(norm)
         if rest and seen.uses[conv] == seen.runs[conv] == seen.runs[norm] == 1:
             pairs.append(Pair(conv, norm, rest))
-    return logits, pairs
+    return before, pairs
 
 
 def _rest(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor] | None:
@@ -130,6 +146,5 @@ def _rest(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor] | None:
     if type(norm) is nn.BatchNorm2d:
         return nn.Identity().forward
     if type(norm).__name__ == "BatchNormAct2d":  # of timm, which need not be loaded
-        rest = [part for name, part in norm.named_children() if name in ("drop", "act")]
-        return nn.Sequential(*(part for part in rest if not isinstance(part, nn.Identity))).forward
+        return nn.Sequential(*(part for name, part in norm.named_children() if name in ("drop", "act"))).forward
     return None

@@ -21,12 +21,17 @@ def tune(engine: Engine, compile_: bool) -> None:
     pixels = [method.name for method in engine.methods if "pixels" in method.needs]
     if compile_ and pixels:
         raise ConfigError(f"runtime.compile: {pixels[0]} looks into the network, so it cannot be compiled")
-    inputs = engine.normalise(torch.zeros(1, *engine.model.preprocess.size, 3, dtype=torch.uint8))
+    inputs = engine.normalise(_noise(engine.model.preprocess.size))
     if not pixels:
-        fold(engine.module, inputs, [engine.module.get_submodule(tap.path) for tap in engine.taps])
+        fold(engine.module, inputs, engine.taps)
     engine.module.to(memory_format=torch.channels_last)
     if compile_:
         _compile(engine, inputs)
+
+
+def _noise(size: Sequence[int]) -> torch.Tensor:
+    """uint8 [1,H,W,3]: unlike one flat colour, it reaches what networks do with edges."""
+    return torch.randint(256, (1, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def _compile(engine: Engine, inputs: torch.Tensor) -> None:

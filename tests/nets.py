@@ -61,6 +61,19 @@ def inputs(count: int, side: int, seed: int = 0) -> Tensor:
     return smooth + 0.3 * torch.randn(count, 3, side, side, generator=generator)
 
 
+def trained(module: nn.Module) -> nn.Module:
+    """`module` with norms that do something, as after training, and frozen."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator) / 10)
+            norm.running_var.copy_(torch.rand(norm.running_var.shape, generator=generator) + 0.5)
+            if norm.affine:
+                nn.init.uniform_(norm.weight, 0.5, 1.5, generator)
+                nn.init.uniform_(norm.bias, -0.2, 0.2, generator)
+    return module.eval().requires_grad_(False)
+
+
 def calibrated(module: nn.Module, batch: Tensor) -> nn.Module:
     """`module` with weights scaled, layer by layer, so that its outputs have a spread of one on `batch`."""
     for child in module.modules():

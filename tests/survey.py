@@ -2,8 +2,10 @@
 
     python -m tests.survey --csv survey.csv --check-gradient
     python -m tests.survey --source timm --pattern 'vit*'
+    python -m tests.survey --tuned --csv tuned.csv
 
 timm: the smallest variant of every model module that has a classifier. torchvision: all classification models.
+--tuned: are the maps of a tuned engine, its replica and 16 bits right, at 200 random places of 40 architectures?
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from camcli.layers.probe import pictures
 from camcli.layers.trace import Place, undisturbed, visiting
 from camcli.models import model_source
 from camcli.tap import cut
+from tests import tuned
 
 MAX_REFUSED = 0.01
 MAX_GRADIENT_ERROR = 1e-4
@@ -161,10 +164,10 @@ def smallest(family: str) -> str:
     return min(sizes, key=lambda name: sizes[name])
 
 
-def write(rows: Sequence[Row], file: Path) -> None:
+def write(rows: Sequence[Row] | Sequence[tuned.Agreement], file: Path) -> None:
     """The table as CSV."""
     with file.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, [column.name for column in fields(Row)])
+        table = csv.DictWriter(stream, [column.name for column in fields(rows[0])])
         table.writeheader()
         table.writerows(asdict(row) for row in rows)
 
@@ -199,8 +202,11 @@ def main() -> int:
     parser.add_argument("--pattern", default="", help="architectures by glob, all variants")
     parser.add_argument("--csv", type=Path, help="write the table here")
     parser.add_argument("--check-gradient", action="store_true", help="compare Grad-CAM with a full backward")
+    parser.add_argument("--tuned", action="store_true", help="compare tuned maps with a full backward instead")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.tuned:
+        return _tuned(options.pattern or "*", options.csv)
     rows: list[Row] = []
     for source in [options.source] if options.source else ["timm", "torchvision"]:
         for name in names(source, options.pattern):
@@ -211,6 +217,19 @@ def main() -> int:
                 write(rows, options.csv)
     print(summary(rows))
     return int(failed(rows))
+
+
+def _tuned(pattern: str, table: Path | None) -> int:
+    rows: list[tuned.Agreement] = []
+    for name in fnmatch.filter(tuned.ARCHITECTURES, pattern):
+        for agreement in tuned.examine(name, seed=0):
+            rows.append(agreement)
+            print(*asdict(agreement).values(), flush=True)
+        gc.collect()
+    if table:
+        write(rows, table)
+    print(tuned.summary(rows))
+    return int(not all(row.holds for row in rows))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests import survey
+from tests import survey, tuned
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +86,25 @@ def test_the_command_prints_a_count_and_writes_the_table(
 
 def test_the_smallest_variant_has_a_classifier() -> None:
     assert survey.smallest("visformer") == "visformer_tiny"
+
+
+def test_the_command_compares_tuned_maps_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "tuned.csv"
+    monkeypatch.setattr(sys, "argv", ["survey", "--tuned", "--pattern", "*/lcnet_050", "--csv", str(table)])
+    assert survey.main() == 0
+    assert "tuned maps hold at 5 of 5 places" in capsys.readouterr().out
+    with table.open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["model"] for row in rows} == {"timm/lcnet_050"}
+    assert all(0.5 < float(row["half"]) < 1 for row in rows)
+
+
+def test_a_tuned_map_that_differs_fails() -> None:
+    right = tuned.Agreement("timm/net", "layer", 1.0, 1.0, 0.999, 0.999, 0.9, 0.95)
+    assert right.holds
+    assert not replace(right, folded=0.9999).holds
+    assert not replace(right, replica=0.9999).holds
+    assert not replace(right, single=0.9).holds
+    assert not replace(right, half=0.8).holds

@@ -20,25 +20,15 @@ from camcli.folding import fold
 from camcli.layers import resolve_layer
 from camcli.methods import METHODS
 from camcli.models import LoadedModel
+from camcli.tap import cut
 from camcli.tuning import tune, twins
+from tests import tuned
 from tests.conftest import Ended, loaded, save_picture
+from tests.nets import trained
 from tests.test_engine import GRADCAM, correlation, explanations, layer_of, pixels
 from tests.test_run import TINY
 
 Camcli = Callable[..., Ended]
-
-
-def trained(module: nn.Module) -> nn.Module:
-    """`module` with norms that do something, as after training, and frozen."""
-    generator = torch.Generator().manual_seed(0)
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
-            norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator) / 10)
-            norm.running_var.copy_(torch.rand(norm.running_var.shape, generator=generator) + 0.5)
-            if norm.affine:
-                nn.init.uniform_(norm.weight, 0.5, 1.5, generator)
-                nn.init.uniform_(norm.bias, -0.2, 0.2, generator)
-    return module.eval().requires_grad_(False)
 
 
 def picture(side: int = 64) -> Tensor:
@@ -62,7 +52,7 @@ def test_folded_norms_give_the_same_logits(build: Callable[[], nn.Module], norms
     torch.manual_seed(0)
     module = trained(build())
     before = module(picture())
-    assert fold(module, picture(), []) == norms
+    assert fold(module, picture()) == norms
     assert (module(picture()) - before).abs().max() <= 1e-4 * before.abs().max()
 
 
@@ -91,8 +81,33 @@ def test_a_convolution_that_others_use_too_is_left_alone() -> None:
     torch.manual_seed(0)
     module = trained(Unfoldable())
     before = module(picture(16))
-    assert fold(module, picture(16), []) == 0
+    assert fold(module, picture(16)) == 0
     assert torch.equal(module(picture(16)), before)
+
+
+class OnePair(nn.Module):
+    """A norm behind a convolution and a linear layer, a convolution that two read, and one pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.shared, self.linear = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4)
+        self.read, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        self.other, self.own = nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,3,H,W] -> logits [B,3]."""
+        x = self.shared(self.conv(x)).relu()
+        y = self.read(self.shared(self.linear(x.movedim(1, -1)).movedim(-1, 1)).relu())
+        logits: Tensor = self.own(self.other(self.norm(y) + y)).mean(dim=(2, 3))
+        return logits
+
+
+def test_the_only_pair_is_folded_beside_others_that_look_like_one() -> None:
+    torch.manual_seed(0)
+    module = trained(OnePair())
+    before = module(picture(16))
+    assert fold(module, picture(16)) == 1
+    assert (module(picture(16)) - before).abs().max() <= 1e-4 * before.abs().max()
 
 
 class ReadsWeights(nn.Module):
@@ -113,21 +128,41 @@ def test_folding_that_changes_the_logits_is_undone() -> None:
     torch.manual_seed(0)
     module = trained(ReadsWeights())
     whole = copy.deepcopy(module)
-    assert fold(module, picture(16), []) == 0
+    assert fold(module, picture(16)) == 0
     assert torch.equal(module(picture(16)), whole(picture(16)))
     assert "forward" not in vars(module.norm)
 
 
-def test_the_target_layer_is_not_folded_away() -> None:
+SPARED = {
+    "a convolution": ("resnet18d", "layer4.1.conv2", 1),
+    "a container that ends in one": ("resnet18d", "conv1", 1),
+    "a compound convolution": ("legacy_xception", "conv4", 1),
+    "a norm": ("resnet18d", "layer4.1.bn2", 0),
+    "an identity inside a norm": ("lcnet_050", "blocks.5.1.bn2.drop", 0),
+    "an activation inside a norm": ("lcnet_050", "blocks.5.1.bn2.act", 0),
+}
+
+
+@pytest.mark.parametrize(("name", "path", "spared"), SPARED.values(), ids=list(SPARED))
+def test_what_a_tap_sees_is_not_folded_away(name: str, path: str, spared: int) -> None:
     torch.manual_seed(0)
-    module = trained(torchvision.models.resnet18(weights=None, num_classes=3))
-    model = loaded(module, classes=3)
-    for path in ("layer4.1.conv2", "layer4.1.bn2"):
-        plain = explanations(Engine(model, [layer_of(path)], [GRADCAM]), pixels(2), [1])
-        tuned = Engine(copy_of(model), [layer_of(path)], [GRADCAM])
-        tune(tuned, compile_=False)
-        for a, b in zip(plain, explanations(tuned, pixels(2), [1]), strict=True):
-            assert np.abs(a.heatmaps[0].heat - b.heatmaps[0].heat).max() < 1e-3
+    module = trained(timm.create_model(name, num_classes=3))
+    taps = layer_of(path).taps
+    with cut(module, taps) as before:
+        module(picture())
+    pairs = fold(copy.deepcopy(module), picture())
+    assert fold(module, picture(), taps) == pairs - spared
+    with cut(module, taps) as after:
+        module(picture())
+    [expected], [found] = before.values(), after.values()
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", tuned.QUICK)
+def test_tuned_maps_are_those_of_a_full_backward_through_the_network_as_built(name: str) -> None:
+    found = list(tuned.examine(name, seed=tuned.QUICK[name], rounding=False, places=4))
+    assert len(found) == 4
+    assert [agreement for agreement in found if not agreement.holds] == []
 
 
 def copy_of(model: LoadedModel) -> LoadedModel:
