@@ -251,7 +251,7 @@ class Stream:
     def _forward(self, engine: Engine, inputs: Tensor, size: int, choose: Chooser) -> list[Explanation | ItemError]:
         missing = size - len(inputs)
         filled = torch.cat([inputs, inputs[-1:].expand(missing, -1, -1, -1)]) if missing else inputs
-        return engine.explain(filled, choose)[: len(inputs)]
+        return engine.explain(filled, choose, len(inputs))
 
     def _halve(self, size: int) -> None:
         """Smaller than `size` from now on, unless another engine has seen to that."""
