@@ -149,12 +149,25 @@ def print_status(found: Standing) -> None:
         kinds = ", ".join(f"{n} {kind}" for kind, n in found.failures.items()) if name == "failed" else ""
         examples = "" if name == "done" else ", ".join(one_line(i) for i in ids[:3]) + (", …" if len(ids) > 3 else "")
         typer.echo(f"{name:9} {len(ids):7}  {'  '.join(filter(None, (kinds, examples)))}".rstrip())
+    if found.foreign:
+        typer.echo(f"{found.foreign} of the records were made with another config than the last run's")
+    if len(found.versions) > 1:
+        typer.echo(visible(_by_versions(found.versions)))
     if not found.listed:
         typer.echo(f"the inputs cannot be listed again, so {found.unknown} images without a record are not named")
     if found.todo or found.unknown or found.vanished:
         typer.echo("to go on: the same `camcli run` again" + ("; --retry-failed for the failed" * bool(found.failed)))
     elif found.failed:
         typer.echo("to try the failed ones again: the same `camcli run` with --retry-failed")
+
+
+def _by_versions(found: Sequence[tuple[int, Mapping[str, str]]]) -> str:
+    """`120 images were explained with torch 2.14.1, 30 with torch 2.15.0`: only what differs."""
+    names = sorted({name for _, versions in found for name in versions})
+    differing = [name for name in names if len({versions.get(name) for _, versions in found}) > 1]
+    parts = [", ".join(f"{name} {versions[name]}" for name in differing if name in versions) for _, versions in found]
+    first, *others = [(count, part or "unknown versions") for (count, _), part in zip(found, parts, strict=True)]
+    return f"{first[0]} images were explained with {first[1]}" + "".join(f"; {n} with {part}" for n, part in others)
 
 
 def print_diagnosis(found: Diagnosis) -> None:

@@ -53,7 +53,7 @@ def settled(job: Job) -> tuple[RunReport, manifest.Manifest] | None:
     if job.policy.fresh or found is None or not _same_job(job, found):
         return None
     ledger = read_ledger(results_file(job.out, job.suffix))
-    if any(e.fingerprint != found["fingerprint"][:SHORT] for e in ledger.entries.values()):
+    if not ledger.clean or any(e.fingerprint != found["fingerprint"][:SHORT] for e in ledger.entries.values()):
         return None
     work = plan(job.mine, ledger, job.out, job.policy)
     return None if work.todo or work.vanished else (_report(job, work, ledger), found)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from camcli import versions
 from camcli.inputs import Item
 from camcli.ledger import Entry
 from camcli.records import RunReport
@@ -43,16 +44,32 @@ def closing(
 
 def listing(items: Sequence[Item], asked: Mapping[str, Any] | None) -> dict[str, Any]:
     """Which pictures a run is about: what the user named, how many it came to, and a hash of their ids in order."""
+    return {**(asked or {}), "images": len(items), "sha256": ids_hash(item.id for item in items)}
+
+
+def ids_hash(ids: Iterable[str]) -> str:
+    """Hex SHA-256 of ids in their order."""
     digest = hashlib.sha256()
-    for item in items:
-        digest.update(os.fsencode(item.id) + b"\0")
-    return {**(asked or {}), "images": len(items), "sha256": digest.hexdigest()}
+    for name in ids:
+        digest.update(os.fsencode(name) + b"\0")
+    return digest.hexdigest()
 
 
 def part(items: Sequence[Item], shard: Shard) -> dict[str, Any]:
     """Which of all pictures belong to a part, as positions in their order."""
     positions = [position for position, item in enumerate(items) if shard.has(item.id)]
     return {"index": shard.index, "count": shard.count, "positions": positions}
+
+
+def libraries(entries: Iterable[Entry], earlier: Manifest | None, current: Mapping[str, str]) -> dict[str, Any]:
+    """The versions that made `entries`, by their key; earlier: the manifest of the run before, if there is one.
+
+    Records of a camcli that kept no versions with each have the key ``, and are of the run before.
+    """
+    known: dict[str, Any] = {versions.key(): dict(current)}
+    if earlier:
+        known = {"": earlier["versions"], **earlier.get("libraries", {}), **known}
+    return {key: known.get(key, {}) for key in sorted({entry.versions for entry in entries})}
 
 
 def failures(entries: Iterable[Entry]) -> Counter[str]:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from camcli import libtiff, manifest, painter, report
+from camcli import libtiff, manifest, painter
 from camcli.config import RunConfig
 from camcli.errors import ConfigError
 from camcli.explain import explain
@@ -23,8 +23,8 @@ from camcli.merge import refuse_another_run
 from camcli.prepare import Prepared, prepare
 from camcli.progress import Progress
 from camcli.recorder import Recorder
-from camcli.records import RunReport
-from camcli.resume import Plan, Policy, plan, refuse_another_config
+from camcli.records import SCHEMA_VERSION, RunReport
+from camcli.resume import Plan, Policy, plan, refuse_another_config, refuse_strange
 from camcli.rundir import RunDir
 from camcli.versions import versions
 from camcli.workers import Task, in_processes
@@ -62,6 +62,7 @@ def perform(job: Job, progress: Progress, interrupt: Interrupt | None, prepared:
             return bool(interrupt and interrupt.exit_code) or _too_many(recorder, job.policy)
 
         work = _planned(job, folder, settings)
+        settings["libraries"] = manifest.libraries(folder.ledger.entries.values(), folder.earlier, settings["versions"])
         folder.begin(manifest.opening(settings))
         progress.begin(len(work.kept) + len(work.todo), len(work.kept))
         _quiet(stack)
@@ -70,6 +71,7 @@ def perform(job: Job, progress: Progress, interrupt: Interrupt | None, prepared:
         seconds = round(time.monotonic() - clock, 3)
         summary = _summary(job, work, recorder, seconds, interrupt.exit_code if interrupt else 0)
         ended = manifest.closing(settings, summary, folder.ledger.entries, bool(interrupt and interrupt.exit_code))
+        ended["libraries"] = manifest.libraries(folder.ledger.entries.values(), folder.earlier, settings["versions"])
         ended["profile"] = stopwatch.rounded()
         folder.write_manifest(ended)
     return Outcome(summary, ended)
@@ -112,7 +114,8 @@ def _planned(job: Job, folder: RunDir, settings: dict[str, Any]) -> Plan:
         raise ConfigError(f"overlay.scale run compares all pictures, so it cannot be split {split}")
     if job.policy.fresh:
         folder.start_over()
-    elif not job.policy.keep_going:
+    refuse_strange(job.out, folder.ledger)
+    if not job.policy.fresh and not job.policy.keep_going:
         refuse_another_config(job.out, folder.ledger, folder.earlier, settings["identity"], settings["fingerprint"])
         if job.shard:
             refuse_another_run(job.out, job.shard, settings)
@@ -150,7 +153,7 @@ def _settings(job: Job, ready: Prepared, started: datetime) -> dict[str, Any]:
     taps = [[asdict(tap) for tap in layer.taps] for layer in ready.layers]
     preprocess = asdict(model.preprocess)
     used = {**config, "runtime": {**config["runtime"], "precision": ready.precision.used}}
-    who = identity(used, model.weights_sha256, model.labels, taps, preprocess, report.SCHEMA_VERSION)
+    who = identity(used, model.weights_sha256, model.labels, taps, preprocess, SCHEMA_VERSION)
     found = {
         "schema_version": manifest.VERSION,
         "started": started.isoformat(timespec="seconds"),

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+SCHEMA_VERSION = 1
 Stage = Literal["read", "decode", "forward", "write"]
 
 
