@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from camcli import versions
+from camcli import console, pipeline, prepare, versions
+from camcli import manifest as manifest_of
+from camcli.config import RunConfig
+from camcli.errors import CamcliError
+from camcli.inputs import Item
+from camcli.job import Job, settled
+from camcli.merge import merge
+from camcli.resume import plan
+from camcli.rundir import RunDir
+from camcli.shard import Shard
+from camcli.status import inspect
 from tests.conftest import Ended, save_picture
 from tests.test_resume import SMALL, contents, pictures
 from tests.test_run import lines, manifest
@@ -169,3 +182,103 @@ def test_status_counts_records_of_another_config(camcli: Camcli, done: tuple[Pat
     save_picture(folder / "new.jpg", 40, 40)
     assert camcli("run", folder, "--out", out, *SMALL, "-s", "overlay.alpha=0.7", "--keep-going").code == 0
     assert "4 of the records were made with another config" in camcli("status", out).out
+
+
+JUNK = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6), st.just("\udc80"), st.just("\0")
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)),
+    max_leaves=6,
+)
+TOLD: dict[str, Any] = {
+    "schema_version": 1,
+    "status": "finished",
+    "started": "2024-01-01T00:00:00+00:00",
+    "fingerprint": "f" * 64,
+    "identity": {"model": {"labels_sha256": "0"}},
+    "config": {},
+    "inputs": {"names": ["/nowhere"], "ext": None, "limit": None, "images": 1, "sha256": "0"},
+    "model": {"weights": "none", "weights_sha256": None},
+    "precision": {"used": "fp32", "why": "as asked"},
+    "batch_size": 1,
+    "versions": {"torch": "1"},
+    "libraries": {"a": {"torch": "1"}},
+    "seconds": 1.0,
+    "exit_code": 0,
+    **{name: {} for name in ("counts", "failures", "fingerprints", "resumed", "profile")},
+    "shard": {"index": 1, "count": 1, "positions": [0]},
+}
+RECORD: dict[str, Any] = {
+    "schema_version": 1,
+    "status": "failed",
+    "id": "a.jpg",
+    "source": "/nowhere/a.jpg",
+    "input": {"bytes": 1, "mtime_ns": 1, "sha256": None},
+    "fingerprint": "f" * 16,
+    "versions": "a",
+    "files": {"reports/a.jpg.json": 1},
+    "stage": "read",
+    "kind": "Gone",
+    "message": "gone",
+}
+
+
+def paths_of(value: Any, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Where something in a JSON value could be replaced."""
+    inner = value.items() if isinstance(value, dict) else ()
+    return [above, *(path for key, one in inner for path in paths_of(one, (*above, key)))]
+
+
+def mutated(value: Any, path: tuple[str, ...], junk: Any) -> Any:
+    """`value` with `junk` at a path."""
+    if not path:
+        return junk
+    return {**value, path[0]: mutated(value[path[0]], path[1:], junk)}
+
+
+def variants(value: Any) -> st.SearchStrategy[bytes]:
+    """The JSON text of `value` with something else somewhere in it, or no JSON at all."""
+    changed = st.builds(mutated, st.just(value), st.sampled_from(paths_of(value)), JUNK)
+    text = st.builds(lambda one: json.dumps(one).encode(), st.one_of(changed, st.just(value)))
+    cut = st.builds(lambda data, end: data[: end % (len(data) + 1)], text, st.integers(0, 2000))
+    deep = st.sampled_from([b"[" * 100_000, b'{"a":' * 900 + b"1" + b"}" * 900, b'{"identity":' * 5000])
+    return st.one_of(text, cut, deep, st.binary(max_size=60))
+
+
+def survives(call: Callable[[], object]) -> None:
+    """An answer or an error of ours."""
+    try:
+        call()
+    except CamcliError as error:
+        assert str(error)  # noqa: PT017 - whether it is raised is open
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
+@given(variants(TOLD), st.lists(variants(RECORD), max_size=3), st.sampled_from(["", "-1-of-1", "-2-of-3"]))
+def test_any_bytes_are_read_or_refused(told: bytes, records: list[bytes], suffix: str) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place)
+        (out / f"run{suffix}.json").write_bytes(told)
+        (out / f"results{suffix}.jsonl").write_bytes(b"\n".join(records) + b"\n")
+        shard = {"": None, "-1-of-1": Shard(1, 1), "-2-of-3": Shard(2, 3)}[suffix]
+        job = Job(RunConfig(), [Item("a.jpg", out / "a.jpg")], out, shard=shard)
+        for check in ("stat", "hash"):
+            survives(lambda check=check: console.print_status(inspect(out, check)))  # type: ignore[misc]
+        survives(lambda: settled(job))
+        survives(lambda: merge(out))
+        survives(lambda: taken_up(job))
+
+
+def taken_up(job: Job) -> None:
+    """What a run does with what is there, but for the model."""
+    with RunDir(job.out, job.suffix) as folder:
+        earlier = pipeline._earlier(job, folder)
+        prepare._batch_size(job.config, None, 1, 1, earlier)  # type: ignore[arg-type]
+        settings = {"fingerprint": "e" * 64, "identity": {"a": 1}, "versions": {}, "inputs": {}}
+        survives(lambda: pipeline._planned(job, folder, settings))
+        work = plan(job.mine, folder.ledger, job.out, job.policy)
+        folder.begin({"status": "running"})
+        manifest_of.libraries(folder.ledger.entries.values(), folder.earlier, {})
+        folder.settle(["a.jpg"], work.vanished)
+        folder.start_over()
