@@ -235,7 +235,7 @@ def _run(job: Job, quiet: bool, json_: bool, junit: Path | None, profile: bool) 
     if json_:
         console.print_json(manifest)
     if not quiet:
-        console.print_summary(report, settled=ended is not None)
+        console.print_summary(report, ended is not None, job.config.targets.above)
     if profile and ended is None:
         console.print_profile(manifest["profile"], report.seconds)
     return report.exit_code
@@ -286,6 +286,8 @@ def merge(
     else:
         counts = manifest["counts"]
         console.say(f"{out}: {counts['done']} images explained, {counts['failed']} failed, in one results.jsonl")
+        for line in console.evidence_lines(manifest["without_evidence"], manifest["config"]["targets"]["above"]):
+            console.say(line)
     raise typer.Exit(manifest["exit_code"])
 
 

@@ -82,8 +82,8 @@ def print_plan(ids: list[str], out: Path, as_json: bool) -> None:
     say(f"{len(ids)} images would be explained into {out}")
 
 
-def print_summary(report: RunReport, settled: bool) -> None:
-    """How a run ended; settled: there was nothing to do."""
+def print_summary(report: RunReport, settled: bool, above: float | None) -> None:
+    """How a run ended; settled: there was nothing to do. above: the probability that classes had to reach."""
     if _Talk.as_json:
         say("nothing to do" if settled else "ended", "summary", **asdict(report))
         return
@@ -97,6 +97,19 @@ def print_summary(report: RunReport, settled: bool) -> None:
         say(f"{report.failed} of them failed ({_by_kind(report)}); --retry-failed tries them again")
     if not settled:
         _print_counts(report)
+    for line in evidence_lines(report.without_evidence, above):
+        say(line)
+
+
+def evidence_lines(found: Mapping[str, int], above: float | None) -> list[str]:
+    """What was explained without much to see, in words."""
+    words = {
+        "no_heatmap": f"no class above {above}, so no heatmap",
+        "no_class": f"no class above {above}, so only maps that need none",
+        "below": f"no class above {above}, so the most probable one is shown",
+        "empty": "no evidence in any heatmap, so nothing is painted",
+    }
+    return [f"{found[kind]} image{'s' * (found[kind] != 1)}: {what}" for kind, what in words.items() if kind in found]
 
 
 def _by_kind(report: RunReport) -> str:
@@ -153,6 +166,8 @@ def print_status(found: Standing) -> None:
         typer.echo(f"{found.foreign} of the records were made with another config than the last run's")
     if len(found.versions) > 1:
         typer.echo(visible(_by_versions(found.versions)))
+    for line in evidence_lines(found.without_evidence, found.above):
+        typer.echo(line)
     if not found.listed:
         typer.echo(f"the inputs cannot be listed again, so {found.unknown} images without a record are not named")
     if found.todo or found.unknown or found.vanished:

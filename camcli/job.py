@@ -82,7 +82,8 @@ def _same_files(config: RunConfig, found: manifest.Manifest) -> bool:
 
 
 def _report(job: Job, work: Plan, ledger: Ledger) -> RunReport:
-    failures = manifest.failures(ledger.entries[name] for name in work.kept)
+    kept = [ledger.entries[name] for name in work.kept]
+    failures = manifest.failures(kept)
     failed = failures.total()
     return RunReport(
         done=len(work.kept) - failed,
@@ -93,4 +94,5 @@ def _report(job: Job, work: Plan, ledger: Ledger) -> RunReport:
         exit_code=1 if failed else 0,
         failures=dict(sorted(failures.items())),
         kept=len(work.kept),
+        without_evidence=manifest.without_evidence(kept, job.config.targets.above),
     )

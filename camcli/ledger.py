@@ -20,6 +20,8 @@ class Entry:
     """One picture's line: where it is in the file (bytes), and what resuming needs of it.
 
     files: size in bytes by path below the run folder. stage, kind, message: empty when the picture was explained.
+    heatmaps: how many it has, of which `classes` are of a class and `empty` without evidence.
+    likeliest: the probability of its most probable class.
     """
 
     id: str
@@ -34,6 +36,10 @@ class Entry:
     message: str
     offset: int
     length: int
+    heatmaps: int = 0
+    classes: int = 0
+    empty: int = 0
+    likeliest: float = 1.0
 
 
 @dataclass(slots=True)
@@ -137,6 +143,7 @@ def entry_of(record: dict[str, Any], offset: int, length: int) -> Entry:
         "" if done else _text(record["message"]),
         offset,
         length,
+        *_evidence(record),
     )
 
 
@@ -168,3 +175,16 @@ def _file_state(value: Any) -> FileState | None:
         return None
     digest = value["sha256"]
     return FileState(_number(value["bytes"]), _number(value["mtime_ns"]), None if digest is None else _text(digest))
+
+
+def _evidence(record: dict[str, Any]) -> tuple[int, int, int, float]:
+    """heatmaps, classes, empty and likeliest of an entry."""
+    maps, top = record.get("heatmaps", []), record.get("top", [])
+    of_classes, empty = (sum(bool(heatmap[key]) for heatmap in maps) for key in ("target", "empty"))
+    return len(maps), of_classes, empty, _share(top[0]["probability"]) if top else 1.0
+
+
+def _share(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ValueError(f"no probability: {value}")
+    return float(value)

@@ -37,6 +37,7 @@ def closing(
         "exit_code": report.exit_code,
         "counts": {"done": report.done, "failed": report.failed, "skipped": report.skipped},
         "failures": report.failures,
+        "without_evidence": report.without_evidence,
         "fingerprints": dict(sorted(Counter(entry.fingerprint for entry in entries.values()).items())),
         "resumed": {"kept": report.kept, "vanished": report.vanished},
     }
@@ -75,3 +76,32 @@ def libraries(entries: Iterable[Entry], earlier: Manifest | None, current: Mappi
 def failures(entries: Iterable[Entry]) -> Counter[str]:
     """How many pictures failed, by kind."""
     return Counter(entry.kind for entry in entries if not entry.done)
+
+
+def without_evidence(entries: Iterable[Entry], above: float | None) -> dict[str, int]:
+    """How many pictures were explained with little to see: only kinds that there are.
+
+    No class reached `above`, and so, no_heatmap: there is none; no_class: only those that need no class; below: of the
+    most probable class. empty: no heatmap has any evidence.
+    """
+    found = Counter(kind for entry in entries if entry.done and (kind := _lack(entry, above)))
+    return dict(sorted(found.items()))
+
+
+def _lack(entry: Entry, above: float | None) -> str:
+    if not entry.heatmaps:
+        return "no_heatmap"
+    if entry.heatmaps == entry.empty:
+        return "empty"
+    if above is None or entry.likeliest >= above:
+        return ""
+    return "below" if entry.classes else "no_class"
+
+
+def threshold(found: Manifest) -> float | None:
+    """What `targets.above` was in the run of a manifest, whatever else stands in it."""
+    try:
+        above = found["config"]["targets"]["above"]
+    except (KeyError, TypeError):
+        return None
+    return above if isinstance(above, float) else None

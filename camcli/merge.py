@@ -16,7 +16,7 @@ from camcli.resume import refuse_another_config, refuse_strange
 from camcli.rundir import RunDir, read_manifest, results_file
 from camcli.shard import Shard
 
-_SUMMED = ("failures", "fingerprints", "resumed", "counts", "profile")
+_SUMMED = ("failures", "without_evidence", "fingerprints", "resumed", "counts", "profile")
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,7 @@ def _summary(job: Job, work: Plan, recorder: Recorder, seconds: float, interrupt
         kept=len(work.kept),
         vanished=len(work.vanished),
         foreign=sum(entry.fingerprint != recorder.fingerprint for entry in records),
+        without_evidence=manifest.without_evidence(recorded, job.config.targets.above),
     )
 
 

@@ -107,6 +107,7 @@ class RunReport:
     """How a run ended: done, failed and skipped add up to its pictures; kept of them are from an earlier run.
 
     vanished: pictures of an earlier run whose files are gone. foreign: records that were made with another config.
+    without_evidence: how many of `done` have little to see, by what they lack (`manifest.without_evidence`).
     """
 
     done: int
@@ -119,3 +120,4 @@ class RunReport:
     kept: int = 0
     vanished: int = 0
     foreign: int = 0
+    without_evidence: dict[str, int] = field(default_factory=dict)

@@ -26,9 +26,10 @@ class Standing:
 
     run: `finished`, `interrupted`, `stopped`, `running`, or which parts are not finished.
     done, failed, missing, changed (the input), damaged (the files written for it), vanished (the input is gone): ids.
-    failures: by kind. listed: whether the inputs could be listed again; otherwise only recorded images are known, and
-    unknown counts the others. foreign: records that were made with another config than the last run's. versions: with
-    how many explained images each set of libraries' versions was used.
+    failures: by kind. without_evidence: how many of the done ones have little to see, by what they lack; above: the
+    probability that classes had to reach. listed: whether the inputs could be listed again; otherwise only recorded
+    images are known, and unknown counts the others. foreign: records that were made with another config than the last
+    run's. versions: with how many explained images each set of libraries' versions was used.
     """
 
     out: str
@@ -40,6 +41,8 @@ class Standing:
     damaged: tuple[str, ...]
     vanished: tuple[str, ...]
     failures: Mapping[str, int]
+    without_evidence: Mapping[str, int]
+    above: float | None
     listed: bool
     unknown: int
     foreign: int
@@ -79,6 +82,7 @@ def inspect(out: Path, check: Check) -> Standing:
     for item in known:
         verdicts.setdefault(verdict(item, ledger.entries.get(item.id), out, check), []).append(item.id)
     failed = verdicts.get("failed", [])
+    above = manifest.threshold(manifests[0])
     return Standing(
         out=str(out),
         run=_run_status([_ended(out, s, m) for s, m in zip(suffixes, manifests, strict=True)], suffixes),
@@ -89,6 +93,8 @@ def inspect(out: Path, check: Check) -> Standing:
         damaged=tuple(verdicts.get("damaged", ())),
         vanished=vanished(known, ledger),
         failures=dict(sorted(manifest.failures(ledger.entries[name] for name in failed).items())),
+        without_evidence=manifest.without_evidence((ledger.entries[name] for name in verdicts.get("done", ())), above),
+        above=above,
         listed=items is not None,
         foreign=sum(e.fingerprint not in current for e in ledger.entries.values()),
         versions=_versions(ledger, manifests),
