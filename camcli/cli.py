@@ -245,7 +245,10 @@ def _perform(job: Job, quiet: bool) -> tuple[RunReport, dict[str, Any]]:
     from camcli.interrupt import Interrupt
     from camcli.progress import Progress
 
-    with Interrupt() as interrupt, Progress(None if quiet else sys.stderr, console.is_json()) as progress:
+    with (
+        Progress(None if quiet else sys.stderr, console.is_json()) as progress,
+        Interrupt(progress.tell_now) as interrupt,
+    ):
         from camcli.pipeline import perform
 
         outcome = perform(job, progress, interrupt)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from camcli.events import event_line
+
 if TYPE_CHECKING:
     from camcli.config import RunConfig
     from camcli.doctor import Diagnosis
@@ -46,7 +48,7 @@ def is_json() -> bool:
 
 def say(text: str, event: str = "note", **fields: Any) -> None:
     """A message on standard error; text has its control characters made visible."""
-    typer.echo(json.dumps({"event": event, "message": text, **fields}) if _Talk.as_json else visible(text), err=True)
+    typer.echo(event_line(event, message=text, **fields) if _Talk.as_json else visible(text), err=True)
 
 
 def visible(text: str) -> str:

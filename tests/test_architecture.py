@@ -13,7 +13,7 @@ import camcli
 
 PACKAGE = Path(camcli.__file__).parent
 ROWS = (
-    ("records",),
+    ("records", "events"),
     ("errors",),
     ("registry", "storage", "readback", "versions"),
     ("lock",),
