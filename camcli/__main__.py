@@ -1,15 +1,6 @@
-"""`camcli` and `python -m camcli`."""
+"""`python -m camcli` is the `camcli` command."""
 
-from camcli.interrupt import end_at_once
-
-
-def main() -> None:
-    """Entry point: while the command line is imported, a signal ends the process without a traceback."""
-    end_at_once()
-    from camcli.cli import main as run
-
-    run()
-
+from camcli.cli import main
 
 if __name__ == "__main__":
     main()

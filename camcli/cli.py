@@ -234,8 +234,10 @@ def _run(job: Job, quiet: bool, json_: bool, junit: Path | None, profile: bool) 
         write_junit(junit, job)
     if json_:
         console.print_json(manifest)
+    if not quiet and ended is None:
+        console.print_notes(manifest["notes"])
     if not quiet:
-        console.print_summary(report, ended is not None, job.config.targets.above)
+        console.print_summary(report, settled=ended is not None)
     if profile and ended is None:
         console.print_profile(manifest["profile"], report.seconds)
     return report.exit_code
@@ -245,10 +247,7 @@ def _perform(job: Job, quiet: bool) -> tuple[RunReport, dict[str, Any]]:
     from camcli.interrupt import Interrupt
     from camcli.progress import Progress
 
-    with (
-        Progress(None if quiet else sys.stderr, console.is_json()) as progress,
-        Interrupt(progress.tell_now) as interrupt,
-    ):
+    with Interrupt() as interrupt, Progress(None if quiet else sys.stderr, console.is_json()) as progress:
         from camcli.pipeline import perform
 
         outcome = perform(job, progress, interrupt)
@@ -289,8 +288,6 @@ def merge(
     else:
         counts = manifest["counts"]
         console.say(f"{out}: {counts['done']} images explained, {counts['failed']} failed, in one results.jsonl")
-        for line in console.evidence_lines(manifest["without_evidence"], manifest["config"]["targets"]["above"]):
-            console.say(line)
     raise typer.Exit(manifest["exit_code"])
 
 

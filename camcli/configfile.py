@@ -62,15 +62,15 @@ def describe(loaded: LoadedConfig) -> str:
 
 def _described(section: BaseModel, origins: Mapping[str, str], prefix: str) -> Iterator[str]:
     indent = "  " * prefix.count(".")
-    for name, field in type(section).model_fields.items():
-        value, written = getattr(section, name), field.alias or name
+    for name in type(section).model_fields:
+        value = getattr(section, name)
         if isinstance(value, BaseModel):
-            yield f"{indent}{written}:"
-            yield from _described(value, origins, f"{prefix}{written}.")
+            yield f"{indent}{name}:"
+            yield from _described(value, origins, f"{prefix}{name}.")
         else:
-            text = json.dumps(section.model_dump(mode="json")[written], ensure_ascii=False)
-            origin = _origin(prefix + written, origins) if name in section.model_fields_set else "default"
-            yield f"{indent}{written}: {text}  # {origin}"
+            text = json.dumps(section.model_dump(mode="json")[name], ensure_ascii=False)
+            origin = _origin(prefix + name, origins) if name in section.model_fields_set else "default"
+            yield f"{indent}{name}: {text}  # {origin}"
 
 
 def _origin(field: str, origins: Mapping[str, str]) -> str:
@@ -245,4 +245,4 @@ def _fields_of(place: Place) -> list[str]:
         annotation = section.model_fields[str(key)].annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             section = annotation
-    return [field.alias or name for name, field in section.model_fields.items()]
+    return list(section.model_fields)

@@ -13,13 +13,13 @@ import camcli
 
 PACKAGE = Path(camcli.__file__).parent
 ROWS = (
-    ("records", "events"),
+    ("records",),
     ("errors",),
-    ("registry", "storage", "readback", "versions"),
+    ("registry", "storage"),
     ("lock",),
     (
         *("geometry", "config", "claim", "progress", "interrupt", "demo"),
-        *("shard", "fingerprint", "ledger", "labels", "libtiff", "memory", "stopwatch", "stdio"),
+        *("shard", "fingerprint", "ledger", "labels", "versions", "libtiff", "memory", "stopwatch", "stdio"),
         *("faults", "offline"),
     ),
     ("configfile", "crash", "rundir", "inputs", "images", "layers", "methods", "report", "render", "targets"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,14 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 from torchvision.models.convnext import CNBlockConfig
 
+from camcli.console import print_layers
 from camcli.errors import LayerError
 from camcli.layers import Layout, Tap, TargetLayer, list_candidates, resolve_layer
 from camcli.layers.cache import cache_directory, resolve_cached
 from camcli.layers.cuts import cut_points, smallest_cut, vertex
+from camcli.layers.probe import pictures
 from camcli.layers.readings import readings
+from tests import survey
 
 Size = tuple[int, int]
 CLASSES = 5
@@ -222,9 +227,149 @@ def test_a_dead_layer_is_refused_with_a_live_one_named() -> None:
         resolve_layer(vit(), (64, 96), "blocks.2")
 
 
+class ClassMaps(nn.Module):
+    """SqueezeNet's end: class maps behind a rectifier, averaged; `bias` says how few of their cells are above zero."""
+
+    def __init__(self, stride: int = 1, bias: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.Tanh())
+        self.maps = nn.Conv2d(8, CLASSES, stride, stride=stride)
+        self.rectify = nn.ReLU()
+        nn.init.constant_(self.maps.bias, bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.rectify(self.maps(self.body(x))).mean((2, 3))
+        return logits
+
+
+def share_above_zero(module: ClassMaps, size: Size) -> float:
+    """Of the cells of the four likeliest class maps of each synthetic image."""
+    maps = module.rectify(module.maps(module.body(pictures(module, size))))
+    likeliest = maps.mean((2, 3)).topk(4, 1).indices
+    return float(torch.stack([(maps[i, likeliest[i]] > 0).float().mean() for i in range(len(maps))]).mean())
+
+
+@pytest.mark.parametrize("path", ["body", "maps"])
+@pytest.mark.parametrize("bias", [-0.3, 0.0, 0.2])
+def test_a_named_layer_with_cells_that_get_no_gradient_goes_on_with_a_note(path: str, bias: float) -> None:
+    module = frozen(ClassMaps(bias=bias))
+    share = share_above_zero(module, (64, 96))  # type: ignore[arg-type]
+    assert 0.05 < share < 0.9
+    layer = resolve_layer(module, (64, 96), path)
+    assert layer.taps == (Tap(path, Layout("nchw", (8, 12))),)
+    assert layer.note.startswith(f"layer {path}: {int(100 * share)}% of the cells get a gradient")
+
+
+def test_a_layer_of_which_nearly_all_cells_get_a_gradient_has_no_note() -> None:
+    module = frozen(ClassMaps(bias=0.8))
+    assert share_above_zero(module, (64, 64)) > 0.95  # type: ignore[arg-type]
+    assert resolve_layer(module, (64, 64), "body").note == ""
+
+
+class LoudClass(nn.Module):
+    """Class 0 wins always, and sees `left`; all others see `right`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right, self.unused = (nn.Conv2d(3, 8, 8, stride=8) for _ in range(3))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        loud = 100 + self.left(x).square().mean((1, 2, 3))
+        others = self.head(self.right(x).square().mean((2, 3)))[:, 1:]
+        return torch.cat([loud[:, None] + 0 * self.unused(x).mean(), others], 1)
+
+
+def test_a_layer_that_serves_other_classes_than_the_likeliest_is_accepted() -> None:
+    layer = resolve_layer(frozen(LoudClass()), (64, 64), "right")
+    assert layer.taps == (Tap("right", Layout("nchw", (8, 8))),)
+    assert "75%" in layer.note  # three classes of the four likeliest
+
+
+def test_a_layer_that_serves_no_class_is_refused() -> None:
+    with pytest.raises(LayerError, match="'unused' is dead"):
+        resolve_layer(frozen(LoudClass()), (64, 64), "unused")
+
+
+@pytest.mark.parametrize(("stride", "bias", "expected"), [(1, 0.8, "body"), (1, 0.2, "body"), (2, 0.2, "rectify")])
+def test_class_maps_are_chosen_only_where_no_layer_of_several_channels_is_as_late(
+    stride: int, bias: float, expected: str
+) -> None:
+    assert resolve_layer(frozen(ClassMaps(stride, bias)), (96, 96)).name == expected
+
+
 def test_a_layer_without_grid_is_refused_with_its_shape() -> None:
     with pytest.raises(LayerError, match=r"'2\.0' has no spatial layout \(it returns \[1, 16, 1, 1\]\).*auto"):
         resolve_layer(cnn(), (64, 64), "2.0")
+
+
+def look_near(attention: nn.Module) -> None:
+    """Give LeViT's position biases what training gives them: the farther a token, the less it counts."""
+    index: Tensor = attention.attention_bias_idxs  # type: ignore[assignment]
+    biases: Tensor = attention.attention_biases  # type: ignore[assignment]
+    asked, held = (int(n**0.5) for n in index.shape)
+    step = 1 if asked == held else 2
+    for query, key in itertools.product(range(index.shape[0]), range(index.shape[1])):
+        rows = abs(query // asked * step - key // held)
+        columns = abs(query % asked * step - key % held)
+        biases[:, index[query, key]] = -float(rows + columns)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sixteen_tokens_are_a_grid_where_attention_looks_near() -> None:
+    module, size = survey.build("timm", "levit_128s")
+    with torch.no_grad():
+        for child in module.modules():
+            if hasattr(child, "attention_biases"):
+                look_near(child)
+    assert resolve_layer(module, size).taps == (Tap("stages", Layout("tokens", (4, 4))),)
+
+
+def offered(message: str) -> list[str | None]:
+    """The layers that a refusal names as the next step; None for `auto`."""
+    meant = re.search(r"did you mean (.*?)\?", message)
+    listed = re.search(r"one of (.*)$", message)
+    near = re.findall(r"'(.*?)'", meant[1]) if meant else []
+    return [*near, *(listed[1].split(", ") if listed else []), *([None] if "`layer: auto`" in message else [])]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("source", "name", "asked"),
+    [
+        ("timm", "test_vit", "norm"),
+        ("timm", "test_vit3", "blocks.9"),
+        ("timm", "test_vit_relpos", "head"),
+        ("timm", "vit_tiny_patch16_224", "blocks.11"),
+        ("timm", "test_coatnet", "head.flatten"),
+        ("timm", "levit_128s", "stages.2"),
+        ("timm", "starnet_s050", "head"),
+        ("timm", "crossvit_tiny_240", "norm.0"),
+        ("timm", "pit_ti_224", "norm"),
+        ("timm", "mobilevit_xxs", "stages.5"),
+        ("timm", "test_resnet", "layer5"),
+        ("timm", "test_convnext", "head"),
+        ("timm", "test_efficientnet", "global_pool"),
+        ("timm", "test_mambaout", "stages.9"),
+        ("timm", "test_nfnet", "final_act.1"),
+        ("timm", "test_byobnet", "stages.3.9"),
+        ("torchvision", "alexnet", "classifier.1"),
+        ("torchvision", "squeezenet1_0", "features.13"),
+        ("torchvision", "mobilenet_v3_small", "classifier"),
+        ("torchvision", "shufflenet_v2_x0_5", "fc"),
+    ],
+)
+def test_every_layer_that_a_refusal_offers_is_accepted(source: str, name: str, asked: str) -> None:
+    module, size = survey.build(source, name)
+    size = size if source == "timm" else (96, 96)
+    with pytest.raises(LayerError) as refused:
+        resolve_layer(module, size, asked)
+    names = offered(str(refused.value))
+    assert len(names) >= 3, refused.value
+    for path in names:
+        assert resolve_layer(module, size, path).taps
 
 
 def test_an_unknown_layer_gets_suggestions() -> None:
@@ -303,6 +448,17 @@ def test_candidates_show_layout_cut_and_choice() -> None:
     assert rows["1"].live
     assert rows["1"].shape == (16, 8, 8)
     assert not rows["1.0.conv"].is_cut
+
+
+def test_candidates_say_how_many_cells_get_a_gradient(capsys: pytest.CaptureFixture[str]) -> None:
+    module = frozen(ClassMaps())
+    found = list_candidates(module, (64, 64))
+    rows = {row.path: row for row in found}
+    assert rows["body"].live_cells == pytest.approx(share_above_zero(module, (64, 64)))  # type: ignore[arg-type]
+    assert (rows["body"].live, rows["rectify"].live, rows["rectify"].live_cells) == (False, True, 1.0)
+    print_layers([asdict(row) for row in found])
+    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if "Conv2d" in line}
+    assert f"gradient in {rows['maps'].live_cells:.0%} of the cells" in lines["maps"]
 
 
 def test_candidates_mark_dead_cells() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.nn.functional import interpolate
 from camcli.configfile import load_config
 from camcli.engine import Engine
 from camcli.images import load_picture
+from camcli.layers import Layout, Tap, resolve_layer
 from camcli.models import LoadedModel, load_model
 from tests.conftest import PHOTOS, REAL_WEIGHTS, Ended
 
@@ -96,3 +98,34 @@ def test_maps_agree_with_the_reference_package(camcli: Callable[..., Ended], con
             [ours] = [torch.from_numpy(array) for array in arrays.values()]
         resized = interpolate(ours[None, None], size=their.shape, mode="bilinear")[0, 0].numpy()
         assert np.corrcoef(resized.ravel(), their.ravel())[0, 1] > 0.999
+
+
+def squeezenet() -> torch.nn.Module:
+    """The trained SqueezeNet."""
+    config = load_config(None, [f"model={MODELS['squeezenet'].split('model: ')[1]}"]).config
+    return load_model(config.model, config.input).module
+
+
+@pytest.mark.parametrize("path", ["features", "features.12", "classifier.1"])
+def test_a_layer_before_a_rectifier_is_accepted(path: str) -> None:
+    layer = resolve_layer(squeezenet(), (224, 224), path)
+    assert layer.taps == (Tap(path, Layout("nchw", (13, 13))),)
+    share = re.match(rf"layer {path}: (\d+)% of the cells", layer.note)
+    assert share
+    assert 44 <= int(share[1]) < 90
+
+
+def test_the_automatic_layer_has_a_gradient_in_several_channels() -> None:
+    assert resolve_layer(squeezenet(), (224, 224)).name == "features"
+
+
+def test_a_named_layer_is_explained_and_its_note_said_once(camcli: Callable[..., Ended], tmp_path: Path) -> None:
+    config = tmp_path / "squeezenet.yaml"
+    config.write_text(MODELS["squeezenet"])
+    words = ("run", PHOTOS / "coffee.png", "-c", config, "-s", "layer=features.12")
+    ended = camcli(*words, "--out", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    [note] = json.loads((tmp_path / "out" / "run.json").read_text())["notes"]
+    assert note.startswith("layer features.12: ")
+    assert ended.err.count(note) == 1
+    assert note not in camcli(*words, "--out", tmp_path / "quiet", "--quiet").err

@@ -32,10 +32,10 @@ def one_thread() -> Iterator[None]:
         ("timm", "test_vit_relpos", "blocks.8", "tokens", "10x10"),
         ("timm", "test_vit", "blocks.5.norm1", "tokens", "10x10"),
         ("timm", "deit_tiny_distilled_patch16_224", "blocks.11.norm1", "tokens", "14x14"),
-        ("timm", "vit_tiny_patch16_dinov3_qkvb", "norm", "tokens", "16x16"),
+        ("timm", "vit_tiny_patch16_dinov3_qkvb", "blocks.11", "tokens", "16x16"),
         ("timm", "cait_xxs24_224", "blocks", "tokens", "14x14"),
         ("timm", "crossvit_tiny_240", "blocks.2.blocks.1 + blocks.2.blocks.0", "tokens + tokens", "14x14 + 20x20"),
-        ("torchvision", "squeezenet1_1", "classifier.2", "nchw", "13x13"),
+        ("torchvision", "squeezenet1_1", "features", "nchw", "13x13"),
         ("torchvision", "vit_b_32", "encoder.layers.encoder_layer_11.ln_1", "tokens", "7x7"),
     ],
 )

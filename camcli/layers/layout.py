@@ -49,9 +49,13 @@ class Tap:
 
 @dataclass(frozen=True, slots=True)
 class TargetLayer:
-    """Where maps are read: one tap, or several parallel ones whose maps are merged after resizing."""
+    """Where maps are read: one tap, or several parallel ones whose maps are merged after resizing.
+
+    note: what a user should know of it, empty where there is nothing.
+    """
 
     taps: tuple[Tap, ...]
+    note: str = ""
 
     @property
     def name(self) -> str:

@@ -24,6 +24,7 @@ REJECTED_GAP = 3.0
 REJECTED_SIGN_Z = 2.5
 QUIET = 1e-3
 CALIBRATING = 4
+MAX_ROUNDS = 4
 
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]
@@ -60,12 +61,34 @@ class Evidence:
 
 @dataclass(slots=True)
 class Probe:
-    """Touches pictures of `size` (H, W) and gathers evidence for each reading of each place."""
+    """Touches pictures of `size` (H, W) and gathers evidence for each reading of each place.
+
+    A place must come with the same readings each time, since they are compared touch by touch.
+    """
 
     module: nn.Module
     size: Size
     rounds: int = 0
     evidence: dict[Place, dict[Layout, Evidence]] = field(default_factory=dict)
+
+    def settle(self, readings: Mapping[Place, Sequence[Layout]]) -> dict[Place, Layout]:
+        """The layouts that are found; forwards go on until the first of the places has one, MAX_ROUNDS at most."""
+        first, claims = next(iter(readings.items()))
+        grid = claims[0].grid
+        for _ in range(MAX_ROUNDS):
+            self.touch(readings, grid)
+            if self.verdict(first):
+                break
+            leading = self.leading(first)
+            grid = leading.grid if leading and self.strength(first) > ACCEPTED_Z else COARSE
+        return self.verdicts(readings)
+
+    def settle_each(self, readings: Mapping[Place, Sequence[Layout]]) -> dict[Place, Layout]:
+        """The layouts that are found when each of the places has its turn to be settled."""
+        for place, claims in readings.items():
+            if not self.verdict(place, strict=False):
+                self.settle({place: claims, **readings})
+        return self.verdicts(readings)
 
     def touch(self, readings: Mapping[Place, Sequence[Layout]], grid: Size) -> None:
         """One forward of 1 + PATCHES pictures; each patch is exactly one cell of `grid`, which finer maps shrink to."""

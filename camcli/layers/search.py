@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,12 +18,12 @@ from torch.autograd.graph import get_gradient_edge
 
 from camcli.layers.cuts import Vertex, cut_points, smallest_cut, vertex
 from camcli.layers.layout import Layout, Tap, TargetLayer
-from camcli.layers.probe import ACCEPTED_Z, COARSE, Probe, pictures, values
+from camcli.layers.liveness import NEARLY_ALL, live_cells, live_channels
+from camcli.layers.probe import Probe, pictures, values
 from camcli.layers.readings import readings
 from camcli.layers.trace import Output, Place, Trace, record
 
-LIVE_CELLS = 0.9
-MAX_ROUNDS = 4
+PARTLY_LIVE = 0.5
 AT_ONCE = 4
 SAME_GRADIENT = 1e-3
 LATE = 2 / 3
@@ -34,7 +34,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spot:
-    """A tensor with its gradient [1, *shape] and the readings under which that reaches nearly all cells."""
+    """A tensor with its gradient [1, *shape] and the readings under which that reaches enough cells."""
 
     output: Output
     gradient: Tensor
@@ -74,24 +74,18 @@ class Search:
         named = {vertex(output.edge): output for output in self.outputs if output.type != "Linear"}
         return [named[point] for point in self.cut_vertices if point in named]
 
-    def weigh(self, outputs: Sequence[Output]) -> list[Spot]:
-        """Those of `outputs` of which nearly all cells have a gradient under some reading."""
+    def weigh(self, outputs: Sequence[Output], least: float = NEARLY_ALL) -> list[Spot]:
+        """Those of `outputs` of which at least that share of the cells has a gradient under some reading."""
         pairs = zip(outputs, self.trace.gradients(outputs), strict=True) if outputs else ()
-        spots = [Spot(o, g, alive(readings(o.shape, self.size), g)) for o, g in pairs if g is not None]
+        spots = [Spot(o, g, self._alive(o, g, least)) for o, g in pairs if g is not None]
         return [spot for spot in spots if spot.readings]
 
-    def verify(self, spots: Sequence[Spot]) -> dict[Place, Layout]:
-        """The layouts that the probe finds; it goes on until the first of `spots` is settled."""
-        first = spots[0].place
-        claims = {spot.place: spot.readings for spot in spots}
-        grid = spots[0].readings[0].grid
-        for _ in range(MAX_ROUNDS):
-            self.probe.touch(claims, grid)
-            if self.probe.verdict(first):
-                break
-            leading = self.probe.leading(first)
-            grid = leading.grid if leading and self.probe.strength(first) > ACCEPTED_Z else COARSE
-        return self.probe.verdicts(claims)
+    def _alive(self, output: Output, gradient: Tensor, least: float) -> tuple[Layout, ...]:
+        return tuple(read for read in readings(output.shape, self.size) if live_cells(read, gradient) >= least)
+
+    def read(self, outputs: Sequence[Output]) -> dict[Place, Layout]:
+        """The layouts of `outputs` as a new probe finds them, so that earlier questions do not change the answer."""
+        return Probe(self.module, self.size).settle_each({o.place: readings(o.shape, self.size) for o in outputs})
 
     def best(self) -> TargetLayer | None:
         """The last cut; where the live ones end too early, several tensors that cut together, if there are any."""
@@ -102,16 +96,36 @@ class Search:
         return self.together(alone) or alone
 
     def last(self) -> TargetLayer | None:
-        """The last live cut with a verified layout, moved to where its values or its gradient gather."""
+        """The last live cut with a verified layout, moved to where its values or its gradient gather.
+
+        Class maps have a gradient in the class's own channel alone, where all ways of weighing channels give the same;
+        the last cut of as many cells with several such channels is preferred to them.
+        """
         for late in (self.cuts[:AT_ONCE], self.cuts[AT_ONCE:]):
-            spots = self.weigh(late)
-            if not spots:
-                continue
-            layouts = self.verify([*spots, *self.weigh(self._followers(spots))])
-            for spot in spots:
-                if layout := layouts.get(spot.place):
-                    return TargetLayer((self._refined(spot, layout, layouts),))
+            found = self._first_read(self.weigh(late), self.probe)
+            if found and live_channels(found[1], found[0].gradient) == 1:
+                return self._of_several_channels(found[1]) or self._refined(*found)
+            if found:
+                return self._refined(*found)
         return None
+
+    def _first_read(self, spots: Sequence[Spot], probe: Probe) -> tuple[Spot, Layout, dict[Place, Layout]] | None:
+        """The first of `spots` that is read as a grid, with the layouts found for it and those beside and after it."""
+        if not spots:
+            return None
+        near = [*spots, *self.weigh(self._followers(spots))]
+        layouts = probe.settle({spot.place: spot.readings for spot in near})
+        return next(((spot, layouts[spot.place], layouts) for spot in spots if spot.place in layouts), None)
+
+    def _of_several_channels(self, like: Layout) -> TargetLayer | None:
+        """The last cut with the grid of `like` that has a gradient in several channels, and in half of its cells."""
+        same = [
+            spot
+            for spot in self.weigh(self.cuts, PARTLY_LIVE)
+            if any(read.grid == like.grid and live_channels(read, spot.gradient) > 1 for read in spot.readings)
+        ]
+        found = self._first_read(same[:AT_ONCE], Probe(self.module, self.size))
+        return self._refined(*found) if found and found[1].grid == like.grid else None
 
     def _followers(self, spots: Sequence[Spot]) -> list[Output]:
         """Tensors of the same shapes that are no cuts and were computed after one of `spots`, the last first."""
@@ -120,10 +134,10 @@ class Search:
         later = [output for output in self.outputs[first + 1 :] if output not in self.cuts]
         return [output for output in reversed(later) if output.shape in shapes and output.type != "Linear"]
 
-    def _refined(self, spot: Spot, layout: Layout, layouts: Mapping[Place, Layout]) -> Tap:
+    def _refined(self, spot: Spot, layout: Layout, layouts: Mapping[Place, Layout]) -> TargetLayer:
         """Where the same values stand first, else a later tensor that all the cells' gradient passes."""
         alike = {place: other for place, other in layouts.items() if other == layout}
-        return self._earlier(spot, layout) or self._later([(spot, layout)], alike) or spot.tap(layout)
+        return TargetLayer((self._earlier(spot, layout) or self._later([(spot, layout)], alike) or spot.tap(layout),))
 
     def _earlier(self, spot: Spot, layout: Layout) -> Tap | None:
         """The first cut with the same cell values: before a permutation, a class token, an identity."""
@@ -195,10 +209,7 @@ class Search:
 
     def _measured(self, spots: Sequence[Spot]) -> dict[Place, Layout]:
         """The layouts that the probe finds when it settles each of `spots`."""
-        for index, spot in enumerate(spots):
-            if not self.probe.verdict(spot.place, strict=False):
-                self.verify([spot, *spots[:index], *spots[index + 1 :]])
-        return self.probe.verdicts(spot.place for spot in spots)
+        return self.probe.settle_each({spot.place: spot.readings for spot in spots})
 
 
 def distinct(outputs: Sequence[Output]) -> list[Output]:
@@ -211,12 +222,6 @@ def distinct(outputs: Sequence[Output]) -> list[Output]:
         if maker.startswith(f"{place.path}.") and times[point, place.path, place.call] == 1:
             best[point] = output
     return list(best.values())
-
-
-def alive(layouts: Iterable[Layout], gradient: Tensor) -> tuple[Layout, ...]:
-    """The layouts under which nearly all cells have a gradient."""
-    touched = gradient != 0
-    return tuple(read for read in layouts if read.to_maps(touched).any(1).float().mean() >= LIVE_CELLS)
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
