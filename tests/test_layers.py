@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import json
+import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -568,13 +574,92 @@ def test_a_cached_answer_needs_no_forward(cache: Path) -> None:
     assert [file.suffix for file in cache.iterdir()] == [".json"]
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"key": "key", "taps": [{"path": 1}]}', "\0"])
-def test_a_damaged_entry_is_a_miss(cache: Path, damage: str) -> None:
+def stored(cache: Path) -> tuple[Path, TargetLayer]:
+    """The one file of a cache that was asked `key`, and the answer in it."""
     first = resolve_cached("key", cnn(), (64, 64))
     (file,) = cache.iterdir()
-    file.write_text(damage)
+    return file, first
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(b"", b"{", b"[]", b"{}", b"5", b'"text"', b"null", b"\0", b"\xff\xfe{}", b"\xef\xbb\xbf{}"),
+        *(b"[" * 100_000, b'{"a":' * 100_000, b'{"key": ' + b"9" * 10_000 + b"}"),
+    ],
+)
+def test_a_damaged_entry_is_a_miss(cache: Path, damage: bytes) -> None:
+    file, first = stored(cache)
+    file.write_bytes(damage)
     assert resolve_cached("key", cnn(), (64, 64)) == first
     assert resolve_cached("key", unusable(), (64, 64)) == first
+
+
+MODULE = cnn()
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The keys that lead to every value inside `value`."""
+    yield path
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in inside:
+        yield from places_in(inner, (*path, key))
+
+
+def exchanged(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """`value` with `new` at `path`."""
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = exchanged(copy[path[0]], path[1:], new)
+    return copy
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_bytes_in_the_cache_give_a_search_or_the_stored_answer(cache: Path, data: st.DataObject) -> None:
+    shutil.rmtree(cache, ignore_errors=True)
+    fresh = TargetLayer((Tap("0", Layout("nchw", (16, 16))),))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("camcli.layers.cache.resolve_layer", lambda *_: fresh)
+        assert resolve_cached("key", MODULE, (64, 64)) == fresh
+        (file,) = cache.iterdir()
+        entry = json.loads(file.read_bytes())
+        path = data.draw(st.sampled_from(list(places_in(entry))))
+        changed = data.draw(ODD.map(lambda new: json.dumps(exchanged(entry, path, new)).encode()) | st.binary())
+        file.write_bytes(changed)
+        assert resolve_cached("key", MODULE, (64, 64)) == fresh
+
+
+def test_an_answer_that_was_altered_is_a_miss(cache: Path) -> None:
+    file, first = stored(cache)
+    file.write_bytes(file.read_bytes().replace(b'"grid":[8,8]', b'"grid":[4,16]'))
+    assert resolve_cached("key", cnn(), (64, 64)) == first
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device"])
+def test_what_is_no_file_is_a_miss(cache: Path, kind: str) -> None:
+    file, first = stored(cache)
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(file if kind == "loop" else "/dev/zero")
+    assert resolve_cached("key", cnn(), (64, 64)) == first
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_note_is_kept(cache: Path) -> None:
+    first = resolve_cached("key", frozen(ClassMaps()), (64, 64), "body")
+    assert first.note
+    assert resolve_cached("key", frozen(ClassMaps()), (64, 64), "body") == first
 
 
 def test_an_entry_for_a_layer_that_is_gone_is_a_miss(cache: Path) -> None:
@@ -588,10 +673,28 @@ def test_keys_do_not_meet(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+@pytest.mark.parametrize("place", ["/dev/null", "/proc/nowhere", "/dev/full/x", "a" * 5000])
+def test_a_cache_that_cannot_be_written_is_no_cache(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", place)
+    assert resolve_cached("key", cnn(), (64, 64)).name == "1"
+
+
+def test_a_disk_that_is_full_is_no_cache_and_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert resolve_cached("key", cnn(), (64, 64)).name == "1"
+    assert list(cache.iterdir()) == []
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache_directory() is None
     assert resolve_cached("key", cnn(), (64, 64)).name == "1"
 
 
