@@ -406,10 +406,22 @@ def config_show(config: ConfigOption = None, model: ModelOption = None, override
     typer.echo(describe(_load(config, model, overrides)))
 
 
-@config_app.command("check")
-def config_check(file: Annotated[Path, typer.Argument(help="YAML config.")]) -> None:
-    """Say whether a config is valid: exit code 0, or 2 with the place of every mistake."""
-    _load(file, None, None)
+@config_app.command("check", cls=_Command)
+def config_check(
+    file: Annotated[Path, typer.Argument(help="YAML config.")],
+    load: Annotated[bool, typer.Option("--load", help="Load the model, too: layer, targets, device.")] = False,
+    overrides: SetOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Say whether a config is valid and what it names is there: exit code 0, or 2 with the place of every mistake."""
+    from camcli.preflight import check
+
+    loaded = _load(file, None, overrides)
+    check(loaded)
+    if load:
+        from camcli.prepare import rehearse
+
+        rehearse(loaded.config, offline)
     console.say(f"{file}: valid")
 
 

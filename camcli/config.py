@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -21,14 +23,34 @@ Source = Literal["demo", "timm", "torchvision"]
 Crop = Literal["center", "squash", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Smoothing = Literal["none", "aug", "eigen"]
-Unit = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+_DEVICE = r"(auto|all|cpu|(cuda|mps)(:\d+)?)"
+
+
+def _no_switch(value: Any) -> Any:
+    """To Python, true is the number 1; in a config it is a mistake."""
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted, not true or false")
+    return value
+
+
+def _no_number(value: Any) -> Any:
+    """Text may come from a variable in quotes."""
+    if not isinstance(value, bool) and str(value).lower() not in ("true", "false"):
+        raise ValueError("true or false is wanted")
+    return value
+
+
+Switch = Annotated[bool, BeforeValidator(_no_number)]
+Unit = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_switch)]
+Spread = Annotated[float, Field(gt=0), BeforeValidator(_no_switch)]
+Positive = Annotated[int, Field(ge=1), BeforeValidator(_no_switch)]
+Percent = Annotated[int, Field(ge=1, le=100), BeforeValidator(_no_switch)]
 
 
 class Section(BaseModel):
     """Base of all sections: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -104,8 +126,8 @@ class InputConfig(Section):
     """How a picture becomes the model's input; null means: as the weights were trained."""
 
     size: tuple[Positive, Positive] | None = Field(None, description="[height, width] in pixels, or one number.")
-    mean: tuple[float, float, float] | None = Field(None, description="Per channel, on a 0..1 scale.")
-    std: tuple[float, float, float] | None = Field(None, description="Per channel, on a 0..1 scale.")
+    mean: tuple[Unit, Unit, Unit] | None = Field(None, description="Per channel, on a 0..1 scale.")
+    std: tuple[Spread, Spread, Spread] | None = Field(None, description="Per channel, on a 0..1 scale.")
     interpolation: Interpolation | None = Field(None, description="Filter of the resize, antialiased.")
     crop: Crop | None = Field(
         None,
@@ -123,11 +145,11 @@ class OverlayConfig(Section):
     """How heat is painted on the picture."""
 
     format: Literal["jpg", "png", "webp"] = Field("jpg", description="File type of the overlays.")
-    quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="For jpg and webp.")
+    quality: Percent = Field(90, description="For jpg and webp.")
     alpha: Unit = Field(0.5, description="Opacity of the heat.")
     colormap: str = Field("turbo", description="Any matplotlib colour map.")
     signed_colormap: str = Field("RdBu_r", description="For signed maps: a diverging matplotlib colour map.")
-    grid: bool = Field(False, description="Also one picture for each target that shows all methods side by side.")
+    grid: Switch = Field(False, description="Also one picture for each target that shows all methods side by side.")
     size: Literal["original", "model"] = Field(
         "original", description="original: the picture as it is; model: the crop that the model saw."
     )
@@ -177,15 +199,15 @@ class RuntimeConfig(Section):
         description="Of the forward pass; maps stay fp32. auto: 16 bits where the hardware has them and the first "
         "pictures do not notice.",
     )
-    compile: bool = Field(False, description="Compile the network with torch.compile: a slow start for long runs.")
+    compile: Switch = Field(False, description="Compile the network with torch.compile: a slow start for long runs.")
     threads: Positive | None = Field(None, description="Cores to work on; null: all.")
 
     @field_validator("device")
     @classmethod
     def _listed(cls, value: str) -> str:
         names = [name.strip() for name in value.split(",")]
-        if not all(names):
-            raise ValueError("devices are written as cuda:0,cuda:1")
+        if unknown := [name for name in names if not re.fullmatch(_DEVICE, name)]:
+            raise ValueError(f"{unknown[0]!r} is no device; write auto, all, cpu, cuda, cuda:1, mps, or cuda:0,cuda:1")
         return ",".join(names)
 
 
@@ -204,7 +226,7 @@ class RunConfig(Section):
     input: InputConfig = InputConfig()
     overlay: OverlayConfig = OverlayConfig()
     options: OptionsConfig = OptionsConfig()
-    report: bool = Field(True, description="Write reports/<id>.json for each picture.")
+    report: Switch = Field(True, description="Write reports/<id>.json for each picture.")
     maps: Literal["none", "npz", "png16"] = Field("none", description="Also keep the raw maps.")
     runtime: RuntimeConfig = RuntimeConfig()
 

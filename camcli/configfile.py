@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,10 @@ DEFAULT_CONFIG = Path(__file__).parent / "demo" / "demo.yaml"
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 50
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+# Braces of variables, hidden from YAML, to which they are mappings; one character each, so that places stay.
+_HIDDEN = str.maketrans("{}", "\ue000\ue001")
+_SHOWN = str.maketrans("\ue000\ue001", "{}")
+_TRICKY_NUMBER = re.compile(r"[-+]?0[0-7_]+|.*:.*")
 _FILE_FIELDS = (("model", "weights"), ("model", "labels"))
 _NOT_FILES = ("pretrained", "none")
 
@@ -35,6 +40,12 @@ class LoadedConfig:
 
     config: RunConfig
     origins: Mapping[str, str]
+
+    def place(self, field: str) -> str:
+        """Where the value of a dotted field came from: its own place, or that of what stands for its section."""
+        while field and field not in self.origins:
+            field = field.rpartition(".")[0]
+        return self.origins.get(field, "default")
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> LoadedConfig:
@@ -57,27 +68,20 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> LoadedConfi
 
 def describe(loaded: LoadedConfig) -> str:
     """The whole config as YAML, the origin of each value in a comment."""
-    return "\n".join(_described(loaded.config, loaded.origins, ""))
+    return "\n".join(_described(loaded.config, loaded, ""))
 
 
-def _described(section: BaseModel, origins: Mapping[str, str], prefix: str) -> Iterator[str]:
+def _described(section: BaseModel, loaded: LoadedConfig, prefix: str) -> Iterator[str]:
     indent = "  " * prefix.count(".")
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             yield f"{indent}{name}:"
-            yield from _described(value, origins, f"{prefix}{name}.")
+            yield from _described(value, loaded, f"{prefix}{name}.")
         else:
             text = json.dumps(section.model_dump(mode="json")[name], ensure_ascii=False)
-            origin = _origin(prefix + name, origins) if name in section.model_fields_set else "default"
+            origin = loaded.place(prefix + name) if name in section.model_fields_set else "default"
             yield f"{indent}{name}: {text}  # {origin}"
-
-
-def _origin(field: str, origins: Mapping[str, str]) -> str:
-    """Of the field itself, or of the shorthand that stands for its section."""
-    while field and field not in origins:
-        field = field.rpartition(".")[0]
-    return origins.get(field, "default")
 
 
 def _read_file(path: Path, marks: Marks) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def _beside(path: Path, values: dict[str, Any]) -> dict[str, Any]:
             continue
         name = inner.get(field)
         if isinstance(name, str) and name not in _NOT_FILES:
-            inner[field] = str(path.parent / Path(name).expanduser())
+            inner[field] = str(path.parent / os.path.expanduser(name))
     return values
 
 
@@ -146,6 +150,7 @@ class _Reader:
 
     def read(self, text: str, place: Place = ()) -> Any:
         """The value of `text`, whose marks are noted under `place`."""
+        text = _VARIABLE.sub(lambda match: match[0].translate(_HIDDEN), text)
         try:
             self._refuse_tricks(text)
             self.loader = yaml.SafeLoader(text)
@@ -153,7 +158,8 @@ class _Reader:
             return None if node is None else self._value(node, place)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            raise ConfigError(f"{self._at(mark)}: {error.problem}") from None
+            hint = "; YAML wants spaces, not tabs" if "'\\t'" in str(error.problem) else ""
+            raise ConfigError(f"{self._at(mark)}: {error.problem}{hint}") from None
         except (yaml.YAMLError, ValueError) as error:  # PyYAML passes on what int() and date() raise
             raise ConfigError(f"{self.source}: not valid YAML: {error}") from None
 
@@ -186,7 +192,7 @@ class _Reader:
     def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key, mark = str(key_node.value), self._at(key_node.start_mark)
+            key, mark = str(key_node.value).translate(_SHOWN), self._at(key_node.start_mark)
             if key in values:
                 raise ConfigError(f"{mark}: {'.'.join(map(str, (*place, key)))}: given twice")
             self.marks[(*place, key)] = mark
@@ -194,13 +200,30 @@ class _Reader:
         return values
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
-        text = _VARIABLE.sub(lambda match: self._variable(match, node), node.value)
-        if text != node.value and node.style is None:
-            tag = self.loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
-            node = yaml.ScalarNode(tag, text, node.start_mark, node.end_mark)
-        elif text != node.value:
+        written = node.value.translate(_SHOWN)
+        text = _VARIABLE.sub(lambda match: self._variable(match, node), written)
+        if text != written and node.style is not None:
             return text
-        return self.loader.construct_object(node)
+        tag = self.loader.resolve(yaml.ScalarNode, text, (True, False)) if text != written else node.tag  # type: ignore[no-untyped-call]
+        try:
+            value = self.loader.construct_object(yaml.ScalarNode(tag, text, node.start_mark, node.end_mark))
+        except yaml.YAMLError:
+            raise
+        except Exception:  # PyYAML raises many kinds for text that does not fit an explicit tag
+            raise ConfigError(f"{self._at(node.start_mark)}: {text!r} is no {tag.rpartition(':')[2]}") from None
+        self._refuse_tricky_number(text, value, node)
+        return value
+
+    def _refuse_tricky_number(self, text: str, value: Any, node: yaml.Node) -> None:
+        """YAML reads 010 as 8 and 1:30 as 90, and it knows NaN and infinities."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return
+        if not math.isfinite(value):
+            raise ConfigError(f"{self._at(node.start_mark)}: {text} is not a number that a config can use")
+        if _TRICKY_NUMBER.fullmatch(text):
+            raise ConfigError(
+                f"{self._at(node.start_mark)}: {text} is {value} in YAML; write {value}, or {text!r} for text"
+            )
 
     def _variable(self, match: re.Match[str], node: yaml.Node) -> str:
         name, default = match.groups()

@@ -10,6 +10,9 @@ from camcli.errors import ConfigError
 def read_labels(file: Path) -> tuple[str, ...]:
     """The labels of `file`, empty lines left out; raises ConfigError."""
     try:
-        return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"model.labels: {file}: cannot be read: {error}") from None
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise ConfigError(f"model.labels: {file}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # no UTF-8, or no name that a file can have
+        raise ConfigError(f"model.labels: {str(file)!r}: cannot be read: {error}") from None
+    return tuple(line.strip() for line in lines if line.strip())

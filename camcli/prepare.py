@@ -25,7 +25,7 @@ from camcli.methods import METHODS
 from camcli.models import LoadedModel, load_model
 from camcli.precision import Choice, choose_precision
 from camcli.stopwatch import Stopwatch
-from camcli.targets import against
+from camcli.targets import against, chooser
 from camcli.tuning import tune, twins, warm_up
 from camcli.versions import versions
 
@@ -90,6 +90,12 @@ def prepare(
     if len(devices) > 1:
         engine.module.to("cpu")  # each process has an engine of its own
     return Prepared(twins(engine, engines), layers, precision, size, devices)
+
+
+def rehearse(config: RunConfig, offline: bool = False) -> None:
+    """Load what a run of `config` would load; raises what it would raise before its first picture."""
+    engine, _ = _engine(config, devices_of(config.runtime.device)[0], offline)
+    chooser(config.targets, engine.model.labels)
 
 
 def _engine(config: RunConfig, device: torch.device, offline: bool) -> tuple[Engine, list[TargetLayer]]:

@@ -27,7 +27,7 @@ ROWS = (
     ("engine",),
     ("stream", "batchsize", "precision", "folding"),
     ("tuning",),
-    ("prepare", "painter", "recorder", "job", "merge"),
+    ("prepare", "preflight", "painter", "recorder", "job", "merge"),
     ("explain",),
     ("workers",),
     ("pipeline", "doctor", "junit", "status", "console"),

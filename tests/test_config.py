@@ -58,6 +58,31 @@ def test_a_model_without_a_config_has_all_defaults() -> None:
         ("model: {source: timm}\n", "c.yaml:1:1: model: source timm needs a name"),
         ("model: ${UNSET_VARIABLE}\n", "c.yaml:1:8: ${UNSET_VARIABLE} is not set"),
         ("model: \x07\n", "not valid YAML"),
+        ("overlay:\n\talpha: 1\n", "c.yaml:2:1: found character '\\t' that cannot start any token; YAML wants spaces"),
+        ("overlay: {alpha: true}\n", "c.yaml:1:11: overlay.alpha: a number is wanted, not true or false (got True)"),
+        ("runtime: {batch_size: yes}\n", "c.yaml:1:11: runtime.batch_size: a number is wanted"),
+        ("input: {size: [true, 8]}\n", "c.yaml:1:16: input.size.0: a number is wanted"),
+        ("input: {size: true}\n", "c.yaml:1:9: input.size: a number is wanted, not true or false (got True)"),
+        ("overlay: {grid: 1}\n", "c.yaml:1:11: overlay.grid: true or false is wanted (got 1)"),
+        ("report: 'on'\n", "c.yaml:1:1: report: true or false is wanted (got 'on')"),
+        ("runtime: {threads: 010}\n", "c.yaml:1:20: 010 is 8 in YAML; write 8, or '010' for text"),
+        ("runtime: {threads: 1:30}\n", "c.yaml:1:20: 1:30 is 90 in YAML; write 90, or '1:30' for text"),
+        ("overlay: {alpha: -0:0.5}\n", "c.yaml:1:18: -0:0.5 is -0.5 in YAML"),
+        ("model: {source: timm, name: x, kwargs: {a: [.nan]}}\n", "c.yaml:1:45: .nan is not a number that a config"),
+        ("overlay: {alpha: -.inf}\n", "c.yaml:1:18: -.inf is not a number"),
+        ("overlay: {alpha: nan}\n", "c.yaml:1:11: overlay.alpha: input should be a finite number (got 'nan')"),
+        ("input: {std: [1, 1e999, 1]}\n", "c.yaml:1:18: input.std.1: input should be a finite number"),
+        ("input: {mean: [.nan, 0, 0]}\n", "c.yaml:1:16: .nan is not a number"),
+        ("input: {mean: [123.7, 116.3, 103.5]}\n", "input.mean.0: input should be less than or equal to 1 (got 123.7)"),
+        ("input: {std: [0, 1, 1]}\n", "c.yaml:1:15: input.std.0: input should be greater than 0 (got 0)"),
+        (
+            "runtime: {device: meta}\n",
+            "c.yaml:1:11: runtime.device: 'meta' is no device; write auto, all, cpu, cuda, cuda:1",
+        ),
+        ("runtime: {device: 'cpu,privateuseone'}\n", "c.yaml:1:11: runtime.device: 'privateuseone' is no device"),
+        ("runtime: {device: 'cuda:'}\n", "'cuda:' is no device"),
+        ("a: !!bool x\n", "c.yaml:1:4: 'x' is no bool"),
+        ("a: !!timestamp x\n", "c.yaml:1:4: 'x' is no timestamp"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
@@ -85,6 +110,47 @@ def test_variables_take_their_default_and_their_yaml_type(tmp_path: Path, monkey
     monkeypatch.setenv("TEST_REPORT", "false")
     assert config_of(tmp_path, text).runtime.batch_size == 7
     assert config_of(tmp_path, text).report is False
+
+
+@pytest.mark.parametrize(
+    ("text", "alpha"),
+    [
+        ("overlay: {alpha: ${TEST_ALPHA:-0.3}}", 0.3),
+        ("overlay: {alpha: ${TEST_ALPHA:-0.3}, quality: 5}", 0.3),
+        ('overlay: {alpha: "${TEST_ALPHA:-0.3}"}', 0.3),
+        ("overlay:\n  alpha: ${TEST_ALPHA}\n", 0.7),
+        ("overlay: {alpha: ${TEST_ALPHA}}", 0.7),
+        ("overlay: {alpha: 0.${TEST_DIGIT:-4}}", 0.4),
+    ],
+)
+def test_variables_work_inside_braces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, alpha: float) -> None:
+    if alpha == 0.7:
+        monkeypatch.setenv("TEST_ALPHA", "0.7")
+    assert config_of(tmp_path, text).overlay.alpha == alpha
+
+
+def test_variables_are_as_strict_as_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "runtime:\n  threads: ${TEST_THREADS}\n"
+    for value, sentence in (("010", "c.yaml:2:12: 010 is 8 in YAML"), ("true", "a number is wanted"), ("x", "integer")):
+        monkeypatch.setenv("TEST_THREADS", value)
+        assert sentence in error_of(tmp_path, text)
+    monkeypatch.setenv("TEST_THREADS", "")
+    assert "${TEST_THREADS} is not set" in error_of(tmp_path, text)
+    assert config_of(tmp_path, "model: {source: timm, name: '${TEST_NAME:-010}'}\n").model.name == "010"
+
+
+def test_an_empty_variable_takes_its_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_MAPS", "")
+    assert config_of(tmp_path, "maps: ${TEST_MAPS:-npz}\n").maps == "npz"
+
+
+def test_a_users_folder_is_expanded_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    model = config_of(
+        tmp_path, "model: {source: timm, name: x, weights: ~/w.pth, labels: ~nobody-at-all/l.txt}\n"
+    ).model
+    assert model.weights == "/home/somebody/w.pth"
+    assert model.labels == str(tmp_path / "~nobody-at-all" / "l.txt")
 
 
 def test_yaml_traps_are_closed(tmp_path: Path) -> None:
@@ -149,6 +215,79 @@ def test_show_names_the_origin_of_each_value(camcli: Callable[..., Ended], tmp_p
     ):
         assert line in shown.out
     assert RunConfig.model_validate(yaml.safe_load(shown.out)) == load_config(path, ["maps=npz"]).config
+
+
+def checked(camcli: Callable[..., Ended], path: Path, text: str, *more: str) -> Ended:
+    """`config check` of a file with this text."""
+    path.write_text(text)
+    return camcli("config", "check", path, *more)
+
+
+def test_check_finds_what_a_run_would_find_before_it_loads_weights(
+    camcli: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*words: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("camcli.models._built", load)
+    path = tmp_path / "c.yaml"
+    page = tmp_path / "page.pth"
+    page.write_text("<html>")
+    (tmp_path / "l.txt").write_text("ant\nbee\n")
+    text = (
+        "model:\n  source: timm\n  name: resnet5\n  weights: gone.pth\n  labels: gone.txt\nmethods: [gradcam, grdcam]\n"
+    )
+    ended = checked(camcli, path, text)
+    assert ended.code == 2
+    said = ended.err.removeprefix("camcli: ").splitlines()
+    assert [line[: line.index(": ")] for line in said] == [f"{path}:{place}" for place in ("6:20", "3:3", "4:3", "5:3")]
+    for line, sentence in zip(
+        said,
+        (
+            "methods.1: unknown method 'grdcam', did you mean 'gradcam'",
+            "model.name: unknown timm model 'resnet5', did you mean",
+            "model.weights: {0}/gone.pth: no such weights file",
+            "model.labels: model.labels: {0}/gone.txt: cannot be read: No such file",
+        ),
+        strict=True,
+    ):
+        assert sentence.format(tmp_path) in line
+    for text, sentence in (
+        ("methods: gradcm\n", f"{path}:1:1: methods.0: unknown method 'gradcm'"),
+        ("model: torchvision/resnet5\n", f"{path}:1:1: model.name: unknown torchvision model"),
+        ("model: torchvision/resnet18.NOPE\n", "has no weights 'NOPE'"),
+        ("model: timm/resnet18.nope\n", "has no weights 'nope'"),
+        ("model: timm/resnet18d_nope\n", "unknown timm model"),
+        ("model: {source: timm, name: resnet18, num_classes: 5}\n", "leave it out, or give your own weights file"),
+        ("model: {source: timm, name: resnet18, weights: page.pth}\n", "a web page (HTML)"),
+        ("model: {source: timm, name: resnet18, weights: none, labels: l.txt, num_classes: 3}\n", "l.txt has 2 lines"),
+    ):
+        ended = checked(camcli, path, text)
+        assert (ended.code, ended.out) == (2, "")
+        assert sentence in ended.err
+    for text in (
+        "model: timm/resnet18.a1_in1k\n",
+        "model: torchvision/resnet18\n",
+        "model: {source: timm, name: resnet18, weights: none, labels: l.txt, num_classes: 2}\n",
+    ):
+        assert checked(camcli, path, text).code == 0
+
+
+def test_check_with_load_finds_the_rest(camcli: Callable[..., Ended], tmp_path: Path) -> None:
+    model = "model: {source: timm, name: test_resnet, weights: none, num_classes: 4}\ninput: {size: 64}\n"
+    path = tmp_path / "c.yaml"
+    for text, sentence in (
+        ("targets: [dog]\n", "the model has no class 'dog'"),
+        ("layer: layer5\n", "layer5"),
+        ("runtime: {device: 'cuda:99'}\n", "runtime.device: 'cuda:99' is not to be had here"),
+        ("targets: {contrast: [1, 1]}\n", "twice the same class"),
+    ):
+        assert checked(camcli, path, model + text).code == 0
+        ended = checked(camcli, path, model + text, "--load")
+        assert ended.code == 2
+        assert sentence in ended.err
+    assert checked(camcli, path, model, "--load").code == 0
+    assert checked(camcli, path, model, "--load", "-s", "layer=layer5").code == 2
 
 
 def test_check_exits_0_or_2(camcli: Callable[..., Ended], tmp_path: Path) -> None:

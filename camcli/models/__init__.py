@@ -16,10 +16,10 @@ from camcli.errors import CamcliError, ConfigError, ModelError
 from camcli.images import Preprocess
 from camcli.labels import read_labels
 from camcli.models.loaded import Entry, LoadedModel
-from camcli.models.weights import sha256, short
+from camcli.models.weights import recognise, sha256, short
 from camcli.offline import no_network
 
-__all__ = ["Entry", "LoadedModel", "ModelSource", "fetch", "list_models", "load_model", "model_source"]
+__all__ = ["Entry", "LoadedModel", "ModelSource", "fetch", "list_models", "load_model", "model_source", "weights_file"]
 
 SOURCES = get_args(Source)
 
@@ -32,6 +32,9 @@ class ModelSource(Protocol):
 
     def entry(self, name: str, count_parameters: bool) -> Entry:
         """What is known of one model; raises ConfigError for an unknown name."""
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises ConfigError or ModelError where no such model, or none with such weights, is known."""
 
     def pretrained_file(self, config: ModelConfig, offline: bool) -> Path:
         """The file of the published weights; raises ModelError when it cannot be had."""
@@ -142,9 +145,15 @@ def _weights_file(source: ModelSource, config: ModelConfig, offline: bool) -> Pa
         return None
     if config.weights == "pretrained":
         return source.pretrained_file(config, offline)
+    return weights_file(config)
+
+
+def weights_file(config: ModelConfig) -> Path:
+    """The file that `model.weights` names; raises ModelError where it is missing or no such file."""
     file = Path(os.path.expanduser(config.weights))
     if not file.is_file():
         raise ModelError(f"{file}: no such weights file; model.weights is a file, `pretrained` or `none`")
+    recognise(file)
     return file
 
 

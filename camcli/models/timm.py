@@ -62,11 +62,24 @@ def _hub_files(cfg: Any) -> tuple[str, ...]:
     return (cfg.hf_hub_filename,) if cfg.hf_hub_filename else _HUB_FILES
 
 
-def pretrained_file(config: ModelConfig, offline: bool) -> Path:
-    """The file of the published weights, downloaded when it must be and may be."""
+def check(config: ModelConfig) -> None:
+    """Raises ConfigError for an unknown architecture or tag, ModelError where no weights are published."""
     cfg = _pretrained_cfg(config.name)
+    if config.weights != "pretrained":
+        return
     if cfg is None or not (cfg.hf_hub_id or cfg.url):
         raise ModelError(f"timm has no weights for {config.name}; set model.weights to a file or none")
+    if config.num_classes not in (None, cfg.num_classes):
+        raise ConfigError(
+            f"model.num_classes is {config.num_classes}, but the weights of {config.name} know {cfg.num_classes} "
+            "classes: leave it out, or give your own weights file"
+        )
+
+
+def pretrained_file(config: ModelConfig, offline: bool) -> Path:
+    """The file of the published weights, downloaded when it must be and may be."""
+    check(config)
+    cfg = _pretrained_cfg(config.name)
     if not cfg.hf_hub_id:
         return weights.cached_or_fetched(cfg.url, offline)
     return _cached(cfg) or _fetched(cfg, offline)
@@ -90,15 +103,10 @@ def _fetched(cfg: Any, offline: bool) -> Path:
 
 def build(config: ModelConfig, file: Path | None) -> nn.Module:
     """The module with the weights of `file`, or random ones."""
-    cfg = _pretrained_cfg(config.name)
+    check(config)
     kwargs: dict[str, Any] = dict(config.kwargs)
     if config.num_classes is not None:
         kwargs["num_classes"] = config.num_classes
-    if config.weights == "pretrained" and cfg and config.num_classes not in (None, cfg.num_classes):
-        raise ConfigError(
-            f"model.num_classes is {config.num_classes}, but the weights of {config.name} know {cfg.num_classes} "
-            "classes: leave it out, or give your own weights file"
-        )
     if file is not None:
         return _with_weights(config, kwargs, file)
     random: nn.Module = timm.create_model(config.name, **kwargs)

@@ -34,21 +34,25 @@ def entry(name: str, count_parameters: bool) -> Entry:
     return Entry("torchvision", name, True, cached, (side, side), default.meta["num_params"])
 
 
+def check(config: ModelConfig) -> None:
+    """Raises ConfigError for an unknown architecture or tag, ModelError where no weights are published."""
+    if _entry(config.name) is None and config.weights == "pretrained":
+        raise ModelError(f"torchvision has no weights for {config.name}; set model.weights to a file or none")
+
+
 def pretrained_file(config: ModelConfig, offline: bool) -> Path:
     """The file of the published weights, downloaded when it must be and may be."""
+    check(config)
     entry = _entry(config.name)
-    if entry is None:
-        raise ModelError(f"torchvision has no weights for {config.name}; set model.weights to a file or none")
+    assert entry is not None, "checked"
     return weights.cached_or_fetched(entry.url, offline)
 
 
 def build(config: ModelConfig, file: Path | None) -> nn.Module:
     """The module with the weights of `file`, or random ones."""
+    check(config)
     arch = config.name.partition(".")[0]
-    if arch not in names():
-        raise ConfigError(f"unknown torchvision model {arch!r}{did_you_mean(arch, names())}")
-    kwargs = _kwargs(config, arch)
-    module: nn.Module = torchvision.models.get_model(arch, weights=None, **kwargs)
+    module: nn.Module = torchvision.models.get_model(arch, weights=None, **_kwargs(config, arch))
     if file:
         weights.load(module, file, f"torchvision's {config.name}")
     return module

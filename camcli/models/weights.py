@@ -35,7 +35,6 @@ def sha256(path: Path) -> str:
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors file or a checkpoint without code in it; raises ModelError."""
-    recognise(path)
     try:
         checkpoint = _read(path)
     except pickle.UnpicklingError as error:
@@ -48,12 +47,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def recognise(path: Path) -> None:
-    """Raises ModelError for a file that is missing, empty, or something else under the name of weights."""
+    """Raises ModelError for a file that is empty, or something else under the name of weights."""
     try:
         with path.open("rb") as file:
             head = file.read(512).lstrip().lower()
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such weights file") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
     if not head:
