@@ -237,7 +237,7 @@ def _run(job: Job, quiet: bool, json_: bool, junit: Path | None, profile: bool) 
     if not quiet and ended is None:
         console.print_notes(manifest["notes"])
     if not quiet:
-        console.print_summary(report, settled=ended is not None)
+        console.print_summary(report, ended is not None, job.config.targets.above)
     if profile and ended is None:
         console.print_profile(manifest["profile"], report.seconds)
     return report.exit_code
@@ -247,7 +247,10 @@ def _perform(job: Job, quiet: bool) -> tuple[RunReport, dict[str, Any]]:
     from camcli.interrupt import Interrupt
     from camcli.progress import Progress
 
-    with Interrupt() as interrupt, Progress(None if quiet else sys.stderr, console.is_json()) as progress:
+    with (
+        Progress(None if quiet else sys.stderr, console.is_json()) as progress,
+        Interrupt(progress.tell_now) as interrupt,
+    ):
         from camcli.pipeline import perform
 
         outcome = perform(job, progress, interrupt)
@@ -288,6 +291,8 @@ def merge(
     else:
         counts = manifest["counts"]
         console.say(f"{out}: {counts['done']} images explained, {counts['failed']} failed, in one results.jsonl")
+        for line in console.evidence_lines(manifest["without_evidence"], manifest["config"]["targets"]["above"]):
+            console.say(line)
     raise typer.Exit(manifest["exit_code"])
 
 

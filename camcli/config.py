@@ -11,9 +11,11 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    SerializerFunctionWrapHandler,
     StrictInt,
     StrictStr,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -92,11 +94,15 @@ def expand_model(short: str) -> dict[str, str]:
 class TargetsConfig(Section):
     """Which classes to explain: exactly one of `top`, `above`, `classes`, `contrast`.
 
-    `top1` stands for `{top: 1}`, and a list (or a single class) for `{classes: [...]}`.
+    `top1` stands for `{top: 1}`, and a list (or a single class) for `{classes: [...]}`. `else` says what to explain
+    where no class is `above`; it is called `otherwise` here, and `else` wherever a config is written.
     """
 
     top: Positive | None = Field(None, description="The k most probable classes of each picture.")
     above: Unit | None = Field(None, description="Every class at least this probable, for multi-label models.")
+    otherwise: Literal["top1"] | None = Field(
+        None, alias="else", description="With `above`: the most probable class of an image that has none; null: none."
+    )
     classes: tuple[StrictInt | StrictStr, ...] | None = Field(
         None, min_length=1, description="Classes by index or by label."
     )
@@ -119,7 +125,13 @@ class TargetsConfig(Section):
     def _exactly_one(self) -> TargetsConfig:
         if sum(v is not None for v in (self.top, self.above, self.classes, self.contrast)) != 1:
             raise ValueError("give exactly one of `top`, `above`, `classes`, `contrast`")
+        if self.otherwise is not None and self.above is None:
+            raise ValueError("`else` goes with `above`: {above: 0.5, else: top1}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"else" if name == "otherwise" else name: value for name, value in dump(self).items()}
 
 
 class InputConfig(Section):

@@ -73,15 +73,15 @@ def describe(loaded: LoadedConfig) -> str:
 
 def _described(section: BaseModel, loaded: LoadedConfig, prefix: str) -> Iterator[str]:
     indent = "  " * prefix.count(".")
-    for name in type(section).model_fields:
-        value = getattr(section, name)
+    for name, field in type(section).model_fields.items():
+        value, written = getattr(section, name), field.alias or name
         if isinstance(value, BaseModel):
-            yield f"{indent}{name}:"
-            yield from _described(value, loaded, f"{prefix}{name}.")
+            yield f"{indent}{written}:"
+            yield from _described(value, loaded, f"{prefix}{written}.")
         else:
-            text = json.dumps(section.model_dump(mode="json")[name], ensure_ascii=False)
-            origin = loaded.place(prefix + name) if name in section.model_fields_set else "default"
-            yield f"{indent}{name}: {text}  # {origin}"
+            text = json.dumps(section.model_dump(mode="json")[written], ensure_ascii=False)
+            origin = loaded.place(prefix + written) if name in section.model_fields_set else "default"
+            yield f"{indent}{written}: {text}  # {origin}"
 
 
 def _read_file(path: Path, marks: Marks) -> dict[str, Any]:
@@ -268,4 +268,4 @@ def _fields_of(place: Place) -> list[str]:
         annotation = section.model_fields[str(key)].annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             section = annotation
-    return list(section.model_fields)
+    return [field.alias or name for name, field in section.model_fields.items()]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from camcli.events import event_line
+
 if TYPE_CHECKING:
     from camcli.config import RunConfig
     from camcli.doctor import Diagnosis
@@ -46,7 +48,7 @@ def is_json() -> bool:
 
 def say(text: str, event: str = "note", **fields: Any) -> None:
     """A message on standard error; text has its control characters made visible."""
-    typer.echo(json.dumps({"event": event, "message": text, **fields}) if _Talk.as_json else visible(text), err=True)
+    typer.echo(event_line(event, message=text, **fields) if _Talk.as_json else visible(text), err=True)
 
 
 def visible(text: str) -> str:
@@ -88,8 +90,8 @@ def print_notes(notes: Sequence[str]) -> None:
         say(f"note: {note}")
 
 
-def print_summary(report: RunReport, settled: bool) -> None:
-    """How a run ended; settled: there was nothing to do."""
+def print_summary(report: RunReport, settled: bool, above: float | None) -> None:
+    """How a run ended; settled: there was nothing to do. above: the probability that classes had to reach."""
     if _Talk.as_json:
         say("nothing to do" if settled else "ended", "summary", **asdict(report))
         return
@@ -103,6 +105,19 @@ def print_summary(report: RunReport, settled: bool) -> None:
         say(f"{report.failed} of them failed ({_by_kind(report)}); --retry-failed tries them again")
     if not settled:
         _print_counts(report)
+    for line in evidence_lines(report.without_evidence, above):
+        say(line)
+
+
+def evidence_lines(found: Mapping[str, int], above: float | None) -> list[str]:
+    """What was explained without much to see, in words."""
+    words = {
+        "no_heatmap": f"no class above {above}, so no heatmap",
+        "no_class": f"no class above {above}, so only maps that need none",
+        "below": f"no class above {above}, so the most probable one is shown",
+        "empty": "no evidence in any heatmap, so nothing is painted",
+    }
+    return [f"{found[kind]} image{'s' * (found[kind] != 1)}: {what}" for kind, what in words.items() if kind in found]
 
 
 def _by_kind(report: RunReport) -> str:
@@ -155,12 +170,27 @@ def print_status(found: Standing) -> None:
         kinds = ", ".join(f"{n} {kind}" for kind, n in found.failures.items()) if name == "failed" else ""
         examples = "" if name == "done" else ", ".join(one_line(i) for i in ids[:3]) + (", …" if len(ids) > 3 else "")
         typer.echo(f"{name:9} {len(ids):7}  {'  '.join(filter(None, (kinds, examples)))}".rstrip())
+    if found.foreign:
+        typer.echo(f"{found.foreign} of the records were made with another config than the last run's")
+    if len(found.versions) > 1:
+        typer.echo(visible(_by_versions(found.versions)))
+    for line in evidence_lines(found.without_evidence, found.above):
+        typer.echo(line)
     if not found.listed:
         typer.echo(f"the inputs cannot be listed again, so {found.unknown} images without a record are not named")
     if found.todo or found.unknown or found.vanished:
         typer.echo("to go on: the same `camcli run` again" + ("; --retry-failed for the failed" * bool(found.failed)))
     elif found.failed:
         typer.echo("to try the failed ones again: the same `camcli run` with --retry-failed")
+
+
+def _by_versions(found: Sequence[tuple[int, Mapping[str, str]]]) -> str:
+    """`120 images were explained with torch 2.14.1, 30 with torch 2.15.0`: only what differs."""
+    names = sorted({name for _, versions in found for name in versions})
+    differing = [name for name in names if len({versions.get(name) for _, versions in found}) > 1]
+    parts = [", ".join(f"{name} {versions[name]}" for name in differing if name in versions) for _, versions in found]
+    first, *others = [(count, part or "unknown versions") for (count, _), part in zip(found, parts, strict=True)]
+    return f"{first[0]} images were explained with {first[1]}" + "".join(f"; {n} with {part}" for n, part in others)
 
 
 def print_diagnosis(found: Diagnosis) -> None:

@@ -52,13 +52,17 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One forward: inputs [B,3,H,W], float32 logits [B,K]; for each tap its tensor, what came before, its memo."""
+    """One forward: inputs [B,3,H,W], float32 logits [B,K]; for each tap its tensor, what came before, its memo.
+
+    memo: of the batch as a whole.
+    """
 
     inputs: Tensor
     logits: Tensor
     kept: dict[Tap, Tensor]
     past: dict[Tap, Past]
     memos: tuple[dict[str, Any], ...]
+    memo: dict[str, Any]
 
 
 class Engine:
@@ -108,19 +112,23 @@ class Engine:
             if self.smoothing == "eigen" and method.resolution == "pixel":
                 raise MethodError(f"smoothing: eigen needs the parts of channels, which {method.name!r} has not")
 
-    def explain(self, pixels: Tensor, choose: Chooser) -> list[Explanation | ItemError]:
-        """Top predictions and heatmaps for uint8 [B,H,W,3]; an ItemError where logits or maps are not finite."""
+    def explain(self, pixels: Tensor, choose: Chooser, count: int | None = None) -> list[Explanation | ItemError]:
+        """Top predictions and heatmaps for uint8 [B,H,W,3]; an ItemError where logits or maps are not finite.
+
+        count: only the first so many are asked for, and the others fill up the batch: they share its forward pass,
+        and nothing else is spent on them.
+        """
         with self.stopwatch.timing("forward"):
             plain = self.forward(self.normalise(pixels))
             logits = plain.logits.detach()
-            probabilities = self._probabilities(logits)
+            probabilities = self._probabilities(logits)[:count]
         with self.stopwatch.timing("backward"):
             return self._explanations(plain, logits, probabilities, choose)
 
     def _explanations(
         self, plain: Pass, logits: Tensor, probabilities: NDArray[np.float32], choose: Chooser
     ) -> list[Explanation | ItemError]:
-        finite = torch.isfinite(logits).all(dim=1).tolist()
+        finite = torch.isfinite(logits).all(dim=1).tolist()[: len(probabilities)]
         chosen = [choose(p) if ok else [] for p, ok in zip(probabilities, finite, strict=True)]
         asked = self._asked([self._aims(logits, [c[r : r + 1] for c in chosen]) for r in range(max(map(len, chosen)))])
         if not asked and (free := [method for method in self.methods if not method.class_specific]):
@@ -153,7 +161,7 @@ class Engine:
             kept = stack.enter_context(cut(self.module, self.taps))
             stack.enter_context(torch.set_grad_enabled("gradients" in needs))
             logits = self.network(inputs)
-        return Pass(inputs, logits, kept, past, tuple({} for _ in self.taps))
+        return Pass(inputs, logits, kept, past, tuple({} for _ in self.taps), {})
 
     def _autocast(self) -> AbstractContextManager[None]:
         dtype = _AUTOCAST.get(self.precision)
@@ -164,9 +172,12 @@ class Engine:
         return values.cpu().numpy()
 
     def _aims(self, logits: Tensor, classes: Sequence[Sequence[int]]) -> Tensor:
-        """[B,K]: 1 at each picture's class, of which there may be none, and -1 at the class that it is held against."""
+        """[B,K]: 1 at each picture's class, of which there may be none, and -1 at the class that it is held against.
+
+        Rows beyond `classes` ask nothing.
+        """
         aims = np.zeros(logits.shape, dtype=np.float32)  # one copy to the device instead of one for each picture
-        for row, wanted in zip(aims, classes, strict=True):
+        for row, wanted in zip(aims, classes, strict=False):
             row[list(wanted)] = 1
             if wanted and self.against is not None:
                 row[self.against] -= 1
@@ -215,7 +226,7 @@ class Engine:
 
     def views(self, done: Pass, aims: Tensor) -> tuple[Batch, list[LayerView]]:
         """What methods see of a pass when `aims` [B,K] is asked; one backward serves all layers and methods."""
-        batch = Batch(done.inputs, done.logits.detach(), aims, self.module, self.network, self.options)
+        batch = Batch(done.inputs, done.logits.detach(), aims, self.module, self.network, self.options, done.memo)
         tensors = [done.kept[tap] for tap in self.taps]
         gradients: list[Tensor] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from camcli.config import RunConfig
 from camcli.inputs import Item
@@ -20,7 +20,7 @@ def explain(
     fingerprint: str,
     items: Sequence[Item],
     stopped: Callable[[], bool],
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     """One outcome for each of `items`, in their order, once its files are in `folder`.
 
     On a CPU the cores are divided between the engines; decoding and painting take what these leave idle.

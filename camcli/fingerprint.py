@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 SHORT = 16
+DEEPEST = 20
 _SPEED_ONLY = {"runtime": ("device", "batch_size", "threads", "compile"), "options": ("chunk",)}
 _RESOLVED = {"model": ("weights", "labels", "weights_sha256")}
 
@@ -59,7 +60,9 @@ def differences(old: Identity, new: Identity) -> list[str]:
 
 def _without(config: Mapping[str, Any], fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return {
-        key: {k: v for k, v in value.items() if k not in fields[key]} if key in fields else value
+        key: {k: v for k, v in value.items() if k not in fields[key]}
+        if key in fields and isinstance(value, Mapping)
+        else value
         for key, value in config.items()
     }
 
@@ -68,10 +71,10 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
+def _flat(value: Any, prefix: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value and depth < DEEPEST:
         for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else key)
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else key, depth + 1)
     else:
         yield prefix, value
 

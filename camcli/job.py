@@ -53,7 +53,7 @@ def settled(job: Job) -> tuple[RunReport, manifest.Manifest] | None:
     if job.policy.fresh or found is None or not _same_job(job, found):
         return None
     ledger = read_ledger(results_file(job.out, job.suffix))
-    if any(e.fingerprint != found["fingerprint"][:SHORT] for e in ledger.entries.values()):
+    if not ledger.clean or any(e.fingerprint != found["fingerprint"][:SHORT] for e in ledger.entries.values()):
         return None
     work = plan(job.mine, ledger, job.out, job.policy)
     return None if work.todo or work.vanished else (_report(job, work, ledger), found)
@@ -82,7 +82,8 @@ def _same_files(config: RunConfig, found: manifest.Manifest) -> bool:
 
 
 def _report(job: Job, work: Plan, ledger: Ledger) -> RunReport:
-    failures = manifest.failures(ledger.entries[name] for name in work.kept)
+    kept = [ledger.entries[name] for name in work.kept]
+    failures = manifest.failures(kept)
     failed = failures.total()
     return RunReport(
         done=len(work.kept) - failed,
@@ -93,4 +94,5 @@ def _report(job: Job, work: Plan, ledger: Ledger) -> RunReport:
         exit_code=1 if failed else 0,
         failures=dict(sorted(failures.items())),
         kept=len(work.kept),
+        without_evidence=manifest.without_evidence(kept, job.config.targets.above),
     )

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from camcli import versions
 from camcli.inputs import Item
 from camcli.ledger import Entry
 from camcli.records import RunReport
@@ -36,6 +37,7 @@ def closing(
         "exit_code": report.exit_code,
         "counts": {"done": report.done, "failed": report.failed, "skipped": report.skipped},
         "failures": report.failures,
+        "without_evidence": report.without_evidence,
         "fingerprints": dict(sorted(Counter(entry.fingerprint for entry in entries.values()).items())),
         "resumed": {"kept": report.kept, "vanished": report.vanished},
     }
@@ -43,10 +45,15 @@ def closing(
 
 def listing(items: Sequence[Item], asked: Mapping[str, Any] | None) -> dict[str, Any]:
     """Which pictures a run is about: what the user named, how many it came to, and a hash of their ids in order."""
+    return {**(asked or {}), "images": len(items), "sha256": ids_hash(item.id for item in items)}
+
+
+def ids_hash(ids: Iterable[str]) -> str:
+    """Hex SHA-256 of ids in their order."""
     digest = hashlib.sha256()
-    for item in items:
-        digest.update(os.fsencode(item.id) + b"\0")
-    return {**(asked or {}), "images": len(items), "sha256": digest.hexdigest()}
+    for name in ids:
+        digest.update(os.fsencode(name) + b"\0")
+    return digest.hexdigest()
 
 
 def part(items: Sequence[Item], shard: Shard) -> dict[str, Any]:
@@ -55,6 +62,46 @@ def part(items: Sequence[Item], shard: Shard) -> dict[str, Any]:
     return {"index": shard.index, "count": shard.count, "positions": positions}
 
 
+def libraries(entries: Iterable[Entry], earlier: Manifest | None, current: Mapping[str, str]) -> dict[str, Any]:
+    """The versions that made `entries`, by their key; earlier: the manifest of the run before, if there is one.
+
+    Records of a camcli that kept no versions with each have the key ``, and are of the run before.
+    """
+    known: dict[str, Any] = {versions.key(): dict(current)}
+    if earlier:
+        known = {"": earlier["versions"], **earlier.get("libraries", {}), **known}
+    return {key: known.get(key, {}) for key in sorted({entry.versions for entry in entries})}
+
+
 def failures(entries: Iterable[Entry]) -> Counter[str]:
     """How many pictures failed, by kind."""
     return Counter(entry.kind for entry in entries if not entry.done)
+
+
+def without_evidence(entries: Iterable[Entry], above: float | None) -> dict[str, int]:
+    """How many pictures were explained with little to see: only kinds that there are.
+
+    No class reached `above`, and so, no_heatmap: there is none; no_class: only those that need no class; below: of the
+    most probable class. empty: no heatmap has any evidence.
+    """
+    found = Counter(kind for entry in entries if entry.done and (kind := _lack(entry, above)))
+    return dict(sorted(found.items()))
+
+
+def _lack(entry: Entry, above: float | None) -> str:
+    if not entry.heatmaps:
+        return "no_heatmap"
+    if entry.heatmaps == entry.empty:
+        return "empty"
+    if above is None or entry.likeliest >= above:
+        return ""
+    return "below" if entry.classes else "no_class"
+
+
+def threshold(found: Manifest) -> float | None:
+    """What `targets.above` was in the run of a manifest, whatever else stands in it."""
+    try:
+        above = found["config"]["targets"]["above"]
+    except (KeyError, TypeError):
+        return None
+    return above if isinstance(above, float) else None

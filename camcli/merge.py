@@ -12,11 +12,11 @@ from camcli import manifest
 from camcli.errors import ConfigError, IncompleteError
 from camcli.fingerprint import differences
 from camcli.ledger import Ledger, line_of, read_ledger
-from camcli.resume import refuse_another_config
+from camcli.resume import refuse_another_config, refuse_strange
 from camcli.rundir import RunDir, read_manifest, results_file
 from camcli.shard import Shard
 
-_SUMMED = ("failures", "fingerprints", "resumed", "counts", "profile")
+_SUMMED = ("failures", "without_evidence", "fingerprints", "resumed", "counts", "profile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,10 @@ def shards_in(out: Path) -> list[Shard]:
 
 def _parts(out: Path) -> list[Part]:
     """Raises ConfigError where there are none and IncompleteError where they are not all finished."""
-    return [Part(shard, found, read_ledger(results_file(out, shard.suffix))) for shard, found in _finished(out)]
+    parts = [Part(shard, found, read_ledger(results_file(out, shard.suffix))) for shard, found in _finished(out)]
+    for part in parts:
+        refuse_strange(out, part.ledger)
+    return parts
 
 
 def _finished(out: Path) -> list[tuple[Shard, manifest.Manifest]]:
@@ -101,8 +104,9 @@ def _check_alike(out: Path, parts: Sequence[Part]) -> None:
             raise ConfigError(_unlike(out, first, part.shard, part.manifest))
         if part.manifest["inputs"] != first["inputs"]:
             raise ConfigError(f"{out}: part {part.shard} found other images than the first; run it again")
-    positions = Counter(position for part in parts for position, _ in part.places)
-    if positions != Counter(range(first["inputs"]["images"])):
+    places = sorted(place for part in parts for place in part.places)
+    complete = [position for position, _ in places] == list(range(len(places)))
+    if not complete or manifest.ids_hash(name for _, name in places) != first["inputs"]["sha256"]:
         raise IncompleteError(f"{out}: the parts' records do not cover each image once; run them again")
 
 
@@ -131,6 +135,7 @@ def _joined(manifests: Sequence[manifest.Manifest]) -> manifest.Manifest:
         for one in manifests:
             total.update(one[field])
         joined[field] = {name: round(value, 3) for name, value in sorted(total.items())}
+    joined["libraries"] = {key: value for one in manifests for key, value in one.get("libraries", {}).items()}
     joined["started"] = min(one["started"] for one in manifests)
     joined["seconds"] = round(sum(one["seconds"] for one in manifests), 3)
     joined["exit_code"] = 1 if joined["counts"]["failed"] else 0

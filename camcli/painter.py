@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 from PIL import Image
@@ -42,24 +43,30 @@ class Painter:
         self.model = report.ModelRecord(source=model.source, name=model.name, weights_sha256=model.weights_sha256)
         self.full_range: dict[str, float] = {}
 
-    def outcomes(self, stream: Stream, items: Sequence[Item]) -> Iterator[Outcome]:
+    def outcomes(self, stream: Stream, items: Sequence[Item]) -> Generator[Outcome]:
         """Run the stream to its end, one outcome for each item."""
         if self.config.overlay.scale == "run":
             return self._in_one_range(stream, items)
         return stream.outcomes(items, self._write)
 
-    def _in_one_range(self, stream: Stream, items: Sequence[Item]) -> Iterator[Outcome]:
+    def _in_one_range(self, stream: Stream, items: Sequence[Item]) -> Generator[Outcome]:
         """Explain everything, find each method's largest value, then read the pictures again to paint them."""
         results: list[ImageResult] = []
-        for outcome in stream.outcomes(items, lambda result, picture: result):
-            if isinstance(outcome, Failure):
-                yield outcome
-            else:
-                results.append(outcome)
+        with closing(stream.outcomes(items, lambda result, picture: result)) as outcomes:
+            for outcome in outcomes:
+                if isinstance(outcome, Failure):
+                    yield outcome
+                else:
+                    results.append(outcome)
+        if stream.stopped():
+            return  # the range of all is not known, so the next run explains all of them again
         for heatmap in (heatmap for result in results for heatmap in result.heatmaps):
             self.full_range[heatmap.method] = max(self.full_range.get(heatmap.method, 0.0), _top(heatmap))
         with ThreadPoolExecutor(stream.threads) as pool:
-            yield from pool.map(self._write_again, results)
+            for written in pool.map(self._write_again, results):
+                yield written
+                if stream.stopped():
+                    break
 
     def _write_again(self, result: ImageResult) -> Outcome:
         item = Item(result.id, Path(result.source))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from camcli import libtiff, manifest, painter, report
+from camcli import libtiff, manifest, painter
 from camcli.config import RunConfig
 from camcli.errors import ConfigError
 from camcli.explain import explain
@@ -23,11 +23,13 @@ from camcli.merge import refuse_another_run
 from camcli.prepare import Prepared, prepare
 from camcli.progress import Progress
 from camcli.recorder import Recorder
-from camcli.records import RunReport
-from camcli.resume import Plan, Policy, plan, refuse_another_config
+from camcli.records import SCHEMA_VERSION, RunReport
+from camcli.resume import Plan, plan, refuse_another_config, refuse_strange
 from camcli.rundir import RunDir
 from camcli.versions import versions
 from camcli.workers import Task, in_processes
+
+_FINISHING = "finishing the batches under way, at most {}; again to stop now"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +51,33 @@ def run(config: RunConfig, items: Sequence[Item], out: Path, prepared: Prepared 
 def perform(job: Job, progress: Progress, interrupt: Interrupt | None, prepared: Prepared | None = None) -> Outcome:
     """Do a job; raises CamcliError when the run as a whole cannot go on.
 
-    interrupt: once it has an exit code, what is in flight is finished, and the run ends with that code.
+    interrupt: once it has an exit code, the batches that engines are at are finished, and the run ends with that code.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     with RunDir(job.out, job.suffix) as folder, ExitStack() as stack:
         ready = prepared or prepare(job.config, job.items, job.offline, _earlier(job, folder))
         stopwatch = ready.start_clock()
         settings = _settings(job, ready, started)
-        recorder = Recorder(folder, settings["fingerprint"])
+        recorder = Recorder(folder, settings["fingerprint"], job.policy.max_errors)
 
         def stopped() -> bool:
-            return bool(interrupt and interrupt.exit_code) or _too_many(recorder, job.policy)
+            return bool(interrupt and interrupt.exit_code) or recorder.too_many
 
+        _refuse_to_split(job, len(ready.devices))
         work = _planned(job, folder, settings)
+        settings["libraries"] = manifest.libraries(folder.ledger.entries.values(), folder.earlier, settings["versions"])
+        if interrupt:
+            interrupt.begin(_FINISHING.format(len(ready.devices) * len(ready.engines)))
         folder.begin(manifest.opening(settings))
         progress.begin(len(work.kept) + len(work.todo), len(work.kept))
         _quiet(stack)
-        recorder.record(_outcomes(job, ready, folder, work, settings, stopped), progress.advance)
+        with closing(_outcomes(job, ready, folder, work, settings, stopped)) as outcomes:
+            recorder.record(outcomes, progress.advance)
         folder.settle([item.id for item in job.mine], work.vanished)
         seconds = round(time.monotonic() - clock, 3)
         summary = _summary(job, work, recorder, seconds, interrupt.exit_code if interrupt else 0)
         ended = manifest.closing(settings, summary, folder.ledger.entries, bool(interrupt and interrupt.exit_code))
+        ended["libraries"] = manifest.libraries(folder.ledger.entries.values(), folder.earlier, settings["versions"])
         ended["profile"] = stopwatch.rounded()
         folder.write_manifest(ended)
     return Outcome(summary, ended)
@@ -97,7 +105,7 @@ def _outcomes(
     work: Plan,
     settings: Mapping[str, Any],
     stopped: Callable[[], bool],
-) -> Iterator[painter.Outcome]:
+) -> Generator[painter.Outcome]:
     """Of all that is to do, in this process or, where there are several devices, in one process each."""
     if len(ready.devices) > 1 and work.todo:
         task = Task(ready.settled(job.config), job.out, job.suffix, settings["fingerprint"], job.offline)
@@ -105,14 +113,19 @@ def _outcomes(
     return explain(job.config, ready, folder, settings["fingerprint"], work.todo, stopped)
 
 
-def _planned(job: Job, folder: RunDir, settings: dict[str, Any]) -> Plan:
-    """What is left to do, once it is clear that what is there may be kept; raises ConfigError otherwise."""
-    split = "with --shard" if job.shard else "between devices" if "," in job.config.runtime.device else ""
+def _refuse_to_split(job: Job, devices: int) -> None:
+    """A range for all pictures needs all of them in one process; raises ConfigError."""
+    split = "with --shard" if job.shard else "between devices" if devices > 1 else ""
     if split and job.config.overlay.scale == "run":
         raise ConfigError(f"overlay.scale run compares all pictures, so it cannot be split {split}")
+
+
+def _planned(job: Job, folder: RunDir, settings: dict[str, Any]) -> Plan:
+    """What is left to do, once it is clear that what is there may be kept; raises ConfigError otherwise."""
     if job.policy.fresh:
         folder.start_over()
-    elif not job.policy.keep_going:
+    refuse_strange(job.out, folder.ledger)
+    if not job.policy.fresh and not job.policy.keep_going:
         refuse_another_config(job.out, folder.ledger, folder.earlier, settings["identity"], settings["fingerprint"])
         if job.shard:
             refuse_another_run(job.out, job.shard, settings)
@@ -120,10 +133,6 @@ def _planned(job: Job, folder: RunDir, settings: dict[str, Any]) -> Plan:
     if job.config.overlay.scale == "run" and work.todo:
         return Plan((), tuple(job.mine), work.vanished)
     return work
-
-
-def _too_many(recorder: Recorder, policy: Policy) -> bool:
-    return policy.max_errors is not None and recorder.failures.total() > policy.max_errors
 
 
 def _summary(job: Job, work: Plan, recorder: Recorder, seconds: float, interrupted: int) -> RunReport:
@@ -141,6 +150,7 @@ def _summary(job: Job, work: Plan, recorder: Recorder, seconds: float, interrupt
         kept=len(work.kept),
         vanished=len(work.vanished),
         foreign=sum(entry.fingerprint != recorder.fingerprint for entry in records),
+        without_evidence=manifest.without_evidence(recorded, job.config.targets.above),
     )
 
 
@@ -150,7 +160,7 @@ def _settings(job: Job, ready: Prepared, started: datetime) -> dict[str, Any]:
     taps = [[asdict(tap) for tap in layer.taps] for layer in ready.layers]
     preprocess = asdict(model.preprocess)
     used = {**config, "runtime": {**config["runtime"], "precision": ready.precision.used}}
-    who = identity(used, model.weights_sha256, model.labels, taps, preprocess, report.SCHEMA_VERSION)
+    who = identity(used, model.weights_sha256, model.labels, taps, preprocess, SCHEMA_VERSION)
     found = {
         "schema_version": manifest.VERSION,
         "started": started.isoformat(timespec="seconds"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import TextIO
 
 from tqdm import tqdm
 
+from camcli.events import event_line
 from camcli.records import Failure
 
 LINE_SECONDS = 60.0
@@ -51,6 +53,14 @@ class Progress:
         elif self.stream is not None:
             self._log(failure)
 
+    def tell_now(self, text: str) -> None:
+        """Say `text` from a signal handler: past the stream's buffer, which may be in the middle of a write."""
+        if self.stream is None:
+            return
+        line = event_line("note", message=text) if self.as_json else text
+        with suppress(OSError, ValueError):
+            os.write(self.stream.fileno(), ("\n" * (self._bar is not None) + line + "\n").encode())
+
     def _log(self, failure: Failure | None) -> None:
         if failure and self.as_json:
             self._event("failed", id=failure.id, stage=failure.stage, kind=failure.kind, message=failure.message)
@@ -67,4 +77,4 @@ class Progress:
             print(text, file=self.stream, flush=True)
 
     def _event(self, event: str, **fields: object) -> None:
-        print(json.dumps({"event": event, **fields}), file=self.stream, flush=True)
+        print(event_line(event, **fields), file=self.stream, flush=True)

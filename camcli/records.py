@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+SCHEMA_VERSION = 1
 Stage = Literal["read", "decode", "forward", "write"]
 
 
@@ -106,6 +107,7 @@ class RunReport:
     """How a run ended: done, failed and skipped add up to its pictures; kept of them are from an earlier run.
 
     vanished: pictures of an earlier run whose files are gone. foreign: records that were made with another config.
+    without_evidence: how many of `done` have little to see, by what they lack (`manifest.without_evidence`).
     """
 
     done: int
@@ -118,3 +120,4 @@ class RunReport:
     kept: int = 0
     vanished: int = 0
     foreign: int = 0
+    without_evidence: dict[str, int] = field(default_factory=dict)

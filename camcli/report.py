@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from camcli import geometry
+from camcli import geometry, versions
 from camcli.records import Box, Failure, FileState, Heatmap, ImageResult, Prediction, Stage
 
-SCHEMA_VERSION = 1
 _SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
 
 Corners = tuple[float, float, float, float]
@@ -80,6 +79,7 @@ class ImageRecord(_Record):
     source: str = Field(description="The file that was read.")
     input: FileRecord | None = Field(None, description="That file's size, time and hash.")
     fingerprint: str = Field("", description="Of all settings that decide about the numbers and pixels here.")
+    versions: str = Field("", description="Key of the libraries' versions, which are in run.json under `libraries`.")
     files: dict[str, int] = Field({}, description="Size in bytes of each file written, by path below the run folder.")
     width: Size = Field(description="Pixels, after EXIF orientation.")
     height: Size = Field(description="Pixels, after EXIF orientation.")
@@ -105,6 +105,7 @@ class FailureRecord(_Record):
     source: str
     input: FileRecord | None = Field(None, description="The file's size, time and hash; null: there was none.")
     fingerprint: str = Field("", description="Of the settings with which it failed.")
+    versions: str = Field("", description="Key of the libraries' versions, which are in run.json under `libraries`.")
     stage: Stage
     kind: str = Field(description="Name of the error.")
     message: str
@@ -135,6 +136,7 @@ def image_record(
         id=result.id,
         source=result.source,
         input=_file(result.file),
+        versions=versions.key(),
         width=width,
         height=height,
         seen=_corners(result.seen),
@@ -179,6 +181,7 @@ def failure_record(failure: Failure, fingerprint: str = "") -> FailureRecord:
         source=failure.source,
         input=_file(failure.file),
         fingerprint=fingerprint,
+        versions=versions.key(),
         stage=failure.stage,
         kind=failure.kind,
         message=failure.message,

@@ -89,6 +89,12 @@ def _size(path: Path) -> int | None:
         return None
 
 
+def refuse_strange(out: Path, ledger: Ledger) -> None:
+    """Raises ConfigError when there is something in the results that a run would lose."""
+    if ledger.strange:
+        raise ConfigError(f"{out}: its results hold {ledger.strange}; --fresh starts over, and another --out leaves it")
+
+
 def refuse_another_config(
     out: Path, ledger: Ledger, earlier: Manifest | None, identity: Identity, fingerprint: str
 ) -> None:

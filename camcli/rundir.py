@@ -17,6 +17,7 @@ from camcli import storage
 from camcli.claim import Kind, claimed, refuse_another_job
 from camcli.errors import ItemError, OutputError
 from camcli.ledger import Ledger, entry_of, line_of, read_ledger
+from camcli.readback import parsed
 
 Manifest = dict[str, Any]
 
@@ -32,16 +33,15 @@ def manifest_file(path: Path, suffix: str = "") -> Path:
 
 
 def read_manifest(path: Path, suffix: str = "") -> Manifest | None:
-    """The manifest in the run folder `path`, None where there is no readable one; OutputError for a pipe or link."""
+    """The manifest in the run folder `path`, None where there is none that camcli wrote.
+
+    Raises OutputError for a file that cannot be read.
+    """
     file = manifest_file(path, suffix)
     if not os.path.lexists(file):
         return None
-    try:
-        with storage.fatal(file, "read"):
-            found = json.loads(storage.read_regular(file))
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+    with storage.fatal(file, "read"):
+        return parsed(storage.read_regular(file))
 
 
 class RunDir:

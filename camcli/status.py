@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 from camcli import manifest
 from camcli.claim import lock_file
 from camcli.errors import CamcliError, ConfigError
+from camcli.fingerprint import SHORT
 from camcli.inputs import EXTENSIONS, Item, discover
 from camcli.ledger import Ledger, read_ledger
 from camcli.lock import is_held
 from camcli.merge import shards_in
-from camcli.resume import Check, vanished, verdict
+from camcli.resume import Check, refuse_strange, vanished, verdict
 from camcli.rundir import read_manifest, results_file
 
 
@@ -24,8 +26,10 @@ class Standing:
 
     run: `finished`, `interrupted`, `stopped`, `running`, or which parts are not finished.
     done, failed, missing, changed (the input), damaged (the files written for it), vanished (the input is gone): ids.
-    failures: by kind. listed: whether the inputs could be listed again; otherwise only recorded images are known, and
-    unknown counts the others.
+    failures: by kind. without_evidence: how many of the done ones have little to see, by what they lack; above: the
+    probability that classes had to reach. listed: whether the inputs could be listed again; otherwise only recorded
+    images are known, and unknown counts the others. foreign: records that were made with another config than the last
+    run's. versions: with how many explained images each set of libraries' versions was used.
     """
 
     out: str
@@ -37,8 +41,12 @@ class Standing:
     damaged: tuple[str, ...]
     vanished: tuple[str, ...]
     failures: Mapping[str, int]
+    without_evidence: Mapping[str, int]
+    above: float | None
     listed: bool
     unknown: int
+    foreign: int
+    versions: Sequence[tuple[int, Mapping[str, str]]]
 
     @property
     def complete(self) -> bool:
@@ -62,15 +70,19 @@ def inspect(out: Path, check: Check) -> Standing:
     manifests = [read_manifest(out, suffix) or {} for suffix in suffixes]
     ledger = Ledger()
     for suffix in suffixes:
-        for entry in read_ledger(results_file(out, suffix)).entries.values():
+        found = read_ledger(results_file(out, suffix))
+        refuse_strange(out, found)
+        for entry in found.entries.values():
             ledger.add(entry)
     inputs = manifests[0].get("inputs", {})
+    current = {told.get("fingerprint", "")[:SHORT] for told in manifests}
     items = _items(inputs, out)
     known = items if items is not None else [Item(e.id, Path(e.source)) for e in ledger.entries.values()]
     verdicts: dict[str, list[str]] = {}
     for item in known:
         verdicts.setdefault(verdict(item, ledger.entries.get(item.id), out, check), []).append(item.id)
     failed = verdicts.get("failed", [])
+    above = manifest.threshold(manifests[0])
     return Standing(
         out=str(out),
         run=_run_status([_ended(out, s, m) for s, m in zip(suffixes, manifests, strict=True)], suffixes),
@@ -81,9 +93,22 @@ def inspect(out: Path, check: Check) -> Standing:
         damaged=tuple(verdicts.get("damaged", ())),
         vanished=vanished(known, ledger),
         failures=dict(sorted(manifest.failures(ledger.entries[name] for name in failed).items())),
+        without_evidence=manifest.without_evidence((ledger.entries[name] for name in verdicts.get("done", ())), above),
+        above=above,
         listed=items is not None,
+        foreign=sum(e.fingerprint not in current for e in ledger.entries.values()),
+        versions=_versions(ledger, manifests),
         unknown=0 if items is not None else max(0, inputs.get("images", 0) - len(known)),
     )
+
+
+def _versions(ledger: Ledger, manifests: Sequence[manifest.Manifest]) -> list[tuple[int, Mapping[str, str]]]:
+    """(how many images were explained, with which versions), the most first; no versions where nobody knows."""
+    known: dict[str, Mapping[str, str]] = {}
+    for told in manifests:
+        known.update({"": told.get("versions", {}), **told.get("libraries", {}), **known})
+    used = Counter(entry.versions for entry in ledger.entries.values() if entry.done)
+    return [(count, known.get(key, {})) for key, count in used.most_common()]
 
 
 def _suffixes(out: Path) -> list[str]:

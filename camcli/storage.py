@@ -20,6 +20,7 @@ _DISK_IS_GONE = {
     for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS", "ESTALE", "ENODEV", "ENXIO")
     if hasattr(errno, name)
 }
+_LIKE_A_FILE = re.compile(r"\.(jpg|png|webp|json|npz)~*$", re.IGNORECASE)
 _SHORTENED = re.compile(r"~[0-9a-f]{20}(\.[a-z0-9]{1,5})?$")
 
 
@@ -166,11 +167,14 @@ def is_inside(folder: Path, path: Path) -> bool:
 
 
 def fitted(name: str) -> str:
-    """`name` with parts longer than file systems take cut short; two names never become the same one.
+    """`name` as file systems take it; two names never become the same one, nor one the folder of another.
 
-    A part that looks shortened already is shortened again, so nobody can name a file like another's short form.
+    A folder whose name ends like a file that camcli writes gets a `~`. Parts longer than file systems take are cut
+    short; one that looks shortened already is shortened again, so nobody can name a file like another's short form.
     """
-    return "/".join(_fitted(part) for part in name.split("/"))
+    *folders, file = name.split("/")
+    marked = [f"{folder}~" if _LIKE_A_FILE.search(folder) else folder for folder in folders]
+    return "/".join(_fitted(part) for part in (*marked, file))
 
 
 def _fitted(part: str) -> str:

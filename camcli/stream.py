@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
@@ -129,11 +129,11 @@ class Stream:
         for engine in engines:
             self._free.put(engine)
 
-    def outcomes(self, items: Iterable[Item], write: Callable[[ImageResult, Picture], R]) -> Iterator[R | Failure]:
+    def outcomes(self, items: Iterable[Item], write: Callable[[ImageResult, Picture], R]) -> Generator[R | Failure]:
         """What `write` returned, or why an item failed, in the order of `items`.
 
         `write` runs on a thread; what it raises fails its item, but OutputError ends the stream. Once `stopped` says
-        so, no new item is taken, and those in flight are finished.
+        so, the batches that engines are at are finished, at most one each, and nothing else is begun.
         """
         with (
             ThreadPoolExecutor(self.threads) as readers,
@@ -170,11 +170,11 @@ class Stream:
         ahead: deque[Future[Held | Failure]] = deque()
         for item in items:
             if self.stopped():
-                break
+                return
             ahead.append(readers.submit(self._load, item))
             while len(ahead) > self.threads + (0 if self._kept.is_scarce else self.batch_size):
                 yield ahead.popleft().result()
-        while ahead:
+        while ahead and not self.stopped():
             yield ahead.popleft().result()
 
     def _load(self, item: Item) -> Held | Failure:
@@ -211,7 +211,7 @@ class Stream:
         while True:
             with self._timing("wait for pictures"):
                 batch = next(batches, None)
-            if batch is None:
+            if batch is None or self.stopped():
                 break
             under_way.append(explainers.submit(self._explain, batch))
             while len(under_way) > len(self.engines):
@@ -222,6 +222,8 @@ class Stream:
     def _explain(self, batch: Batch) -> list[Explained | Failure]:
         engine = self._free.get()
         try:
+            if self.stopped():
+                return []
             found = self._answers(engine, batch.inputs)
             self._vouch(engine, batch.inputs, found)
         finally:
@@ -251,7 +253,7 @@ class Stream:
     def _forward(self, engine: Engine, inputs: Tensor, size: int, choose: Chooser) -> list[Explanation | ItemError]:
         missing = size - len(inputs)
         filled = torch.cat([inputs, inputs[-1:].expand(missing, -1, -1, -1)]) if missing else inputs
-        return engine.explain(filled, choose)[: len(inputs)]
+        return engine.explain(filled, choose, len(inputs))
 
     def _halve(self, size: int) -> None:
         """Smaller than `size` from now on, unless another engine has seen to that."""

@@ -26,9 +26,14 @@ def chooser(config: TargetsConfig, labels: Sequence[str]) -> Chooser:
         listed = list(dict.fromkeys(class_index(c, labels) for c in config.classes))
         return lambda probabilities: listed
     if config.above is not None:
-        threshold = config.above
-        return lambda probabilities: [i for i in ranked(probabilities) if probabilities[i] >= threshold]
+        threshold, fallback = config.above, 1 if config.otherwise else 0
+        return lambda probabilities: _above(probabilities, threshold) or ranked(probabilities, fallback)
     return lambda probabilities: ranked(probabilities, config.top)
+
+
+def _above(probabilities: NDArray[np.float32], threshold: float) -> list[int]:
+    """Most probable first; compared as Python's floats, as whoever reads the record compares them."""
+    return [i for i in ranked(probabilities) if float(probabilities[i]) >= threshold]
 
 
 def against(config: TargetsConfig, labels: Sequence[str]) -> int | None:

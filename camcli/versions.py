@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from camcli import __version__
@@ -12,6 +15,12 @@ LIBRARIES = ("camcli", "torch", "torchvision", "timm", "pillow", "numpy")
 def versions() -> dict[str, str]:
     """Installed versions by name, without importing anything; `unknown` where an installation does not tell."""
     return {name: __version__ if name == "camcli" else _version(name) for name in LIBRARIES}
+
+
+@cache
+def key() -> str:
+    """A short name for `versions()`, which records bear; it is the same wherever the versions are."""
+    return hashlib.sha256(json.dumps(versions(), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _version(name: str) -> str:

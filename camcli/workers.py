@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -21,6 +21,7 @@ from camcli.crash import internal_error
 from camcli.errors import CamcliError
 from camcli.explain import explain
 from camcli.inputs import Item
+from camcli.interrupt import signals_held
 from camcli.memory import keep_freed_memory
 from camcli.painter import Outcome
 from camcli.prepare import cores, prepare
@@ -28,6 +29,7 @@ from camcli.rundir import RunDir
 from camcli.stopwatch import Step, Stopwatch
 
 LOOK_SECONDS = 0.2
+READY = "ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,10 @@ def in_processes(
     items: Sequence[Item],
     stopped: Callable[[], bool],
     stopwatch: Stopwatch,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     """One outcome for each of `items` as they come; raises what ended a worker.
 
-    Once `stopped` says so, no worker takes a new item, and those in flight are finished.
+    Once `stopped` says so, each worker finishes what its engines are at, and one that is not ready yet ends.
     """
     context = multiprocessing.get_context("spawn")
     halt = context.Event()
@@ -67,7 +69,8 @@ def in_processes(
             receiver, sender = context.Pipe(duplex=False)
             words = task.on(device, len(devices)), items[index :: len(devices)], sender, halt
             worker = context.Process(target=_work, args=words, name=str(device), daemon=True)
-            worker.start()
+            with signals_held():
+                worker.start()
             sender.close()
             workers[receiver] = worker
         yield from _received(workers, halt, stopped, stopwatch)
@@ -81,18 +84,28 @@ def in_processes(
 def _received(
     workers: dict[Connection, BaseProcess], halt: Event, stopped: Callable[[], bool], stopwatch: Stopwatch
 ) -> Iterator[Outcome]:
-    at_work = dict(workers)
+    at_work, starting = dict(workers), set(workers)
     while at_work:
         if stopped():
             halt.set()
+            _end(starting, at_work)
         for receiver in wait(list(at_work), LOOK_SECONDS):
             assert isinstance(receiver, Connection), "only connections are waited for"
             message = _message(receiver, at_work[receiver])
-            if isinstance(message, dict):
+            if message == READY:
+                starting.discard(receiver)
+            elif isinstance(message, dict):
                 stopwatch.add(message)
                 del at_work[receiver]
             else:
                 yield message
+
+
+def _end(starting: set[Connection], at_work: dict[Connection, BaseProcess]) -> None:
+    """Workers that have not begun have nothing to finish."""
+    for receiver in starting:
+        at_work.pop(receiver).kill()
+    starting.clear()
 
 
 def _message(receiver: Connection, worker: BaseProcess) -> Any:
@@ -112,7 +125,7 @@ def _message(receiver: Connection, worker: BaseProcess) -> Any:
 def _work(task: Task, items: Sequence[Item], sender: Connection, halt: Event) -> None:
     """A worker's whole life: signals are for the process that started it; when that is gone, so is the worker."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_IGN)  # held since before this process began
     keep_freed_memory()
     with suppress(BrokenPipeError):
         try:
@@ -129,6 +142,7 @@ def _explained(task: Task, items: Sequence[Item], sender: Connection, halt: Even
     batch_size = task.config.runtime.batch_size
     assert isinstance(batch_size, int), "settled before workers start"
     ready = prepare(task.config, items, task.offline, batch_size=batch_size)
+    sender.send(READY)
     stopwatch = ready.start_clock()
     folder = RunDir(task.out, task.suffix)
     for outcome in explain(task.config, ready, folder, task.fingerprint, items, halt.is_set):

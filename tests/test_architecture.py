@@ -13,13 +13,13 @@ import camcli
 
 PACKAGE = Path(camcli.__file__).parent
 ROWS = (
-    ("records",),
+    ("records", "events"),
     ("errors",),
-    ("registry", "storage"),
+    ("registry", "storage", "readback", "versions"),
     ("lock",),
     (
         *("geometry", "config", "claim", "progress", "interrupt", "demo"),
-        *("shard", "fingerprint", "ledger", "labels", "versions", "libtiff", "memory", "stopwatch", "stdio"),
+        *("shard", "fingerprint", "ledger", "labels", "libtiff", "memory", "stopwatch", "stdio"),
         *("faults", "offline"),
     ),
     ("configfile", "crash", "rundir", "inputs", "images", "layers", "methods", "report", "render", "targets"),

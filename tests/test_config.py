@@ -51,6 +51,9 @@ def test_a_model_without_a_config_has_all_defaults() -> None:
         ("a: &x 1\nb: *x\n", "c.yaml:2:4: aliases (*x) are not read; repeat the value"),
         ("targets: {top: 0}\n", "c.yaml:1:11: targets.top: input should be greater than or equal to 1 (got 0)"),
         ("targets: {top: 1, above: 0.5}\n", "c.yaml:1:1: targets: give exactly one of `top`, `above`, `classes`"),
+        ("targets: {top: 1, else: top1}\n", "c.yaml:1:1: targets: `else` goes with `above`"),
+        ("targets: {above: 0.5, else: top9}\n", "c.yaml:1:23: targets.else: input should be 'top1'"),
+        ("targets: {above: 0.5, els: top1}\n", "c.yaml:1:23: targets.els: unknown key, did you mean 'else'?"),
         ("overlay:\n  colormap: turboo\n", "unknown matplotlib colour map 'turboo', did you mean 'turbo'"),
         ("model: [1\n", "c.yaml:2:1: expected ',' or ']'"),
         ("- 1\n", "c.yaml:1:1: a config is a mapping"),
@@ -172,6 +175,7 @@ def test_files_are_relative_to_the_config(tmp_path: Path) -> None:
         ('["Egyptian cat", 761]', "classes", ("Egyptian cat", 761)),
         ("Egyptian cat", "classes", ("Egyptian cat",)),
         ("{above: 0.5}", "above", 0.5),
+        ("{above: 0.5, else: top1}", "otherwise", "top1"),
     ],
 )
 def test_short_forms_of_targets(tmp_path: Path, short: str, field: str, value: object) -> None:
@@ -298,3 +302,12 @@ def test_check_exits_0_or_2(camcli: Callable[..., Ended], tmp_path: Path) -> Non
     ended = camcli("config", "check", bad)
     assert (ended.code, ended.out) == (2, "")
     assert f"{bad}:1:1: modle: unknown key, did you mean 'model'?" in ended.err
+
+
+def test_else_is_called_else_wherever_a_config_is_written(camcli: Callable[..., Ended]) -> None:
+    shown = camcli("config", "show", "-s", "targets={above: 0.25, else: top1}")
+    assert '  else: "top1"  # --set targets' in shown.out
+    assert yaml.safe_load(shown.out)["targets"]["else"] == "top1"
+    config = load_config(None, ["targets={above: 0.25, else: top1}"]).config
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+    jsonschema.validate({"targets": {"above": 0.25, "else": "top1"}}, json_schema())

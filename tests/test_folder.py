@@ -15,7 +15,7 @@ from camcli.claim import Kind, lock_file
 from camcli.errors import LockedError, OutputError
 from camcli.lock import Lock, is_held
 from camcli.rundir import RunDir
-from tests.conftest import Ended
+from tests.conftest import Ended, save_picture
 from tests.test_resume import SMALL, pictures
 from tests.test_run import TINY, lines
 
@@ -204,3 +204,19 @@ def test_nothing_is_changed_through_a_hard_link(camcli: Camcli, folder: Path, tm
     else:
         assert ended.code == 0
         assert len(lines(out)) == 6
+
+
+def test_a_folder_that_is_named_like_an_output_harms_nobody(camcli: Camcli, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    inside = ("a.jpg", "a.jpg.gradcam.3-class-3.jpg/b.jpg", "a.jpg.gradcam.3-class-3.jpg~/b.jpg", "a.jpg.json/c.jpg")
+    for name in inside:
+        save_picture(folder / name, 40, 40)
+    words = ("run", folder, "--out", out, *TINY, "-s", "targets=[3]", "-s", "maps=png16")
+    assert camcli(*words).code == 0
+    records = lines(out)
+    assert [record["id"] for record in records] == sorted(inside)
+    files = [name for record in records for name in record["files"]]
+    assert len(set(files)) == len(files) == 3 * len(inside)
+    assert "overlays/a.jpg.gradcam.3-class-3.jpg" in files
+    assert "overlays/a.jpg.gradcam.3-class-3.jpg~/b.jpg.gradcam.3-class-3.jpg" in files
+    assert all((out / name).is_file() for name in files)

@@ -86,6 +86,28 @@ def test_ids_become_different_paths_inside(names: list[str]) -> None:
     assert len(set(again)) == len(again)
 
 
+FOLDERS = st.sampled_from(["a", "a.jpg", "a.jpg.gradcam.1-cat.jpg", "a.json", "a.jpg.json", "x" * 250, "~", ".jpg~"])
+
+
+@quick
+@given(
+    st.lists(
+        st.lists(st.one_of(FOLDERS, FOLDERS.map("{}~".format), NAMES), min_size=1, max_size=4).map("/".join),
+        max_size=6,
+        unique=True,
+    )
+)
+def test_no_output_is_the_folder_of_another(names: list[str]) -> None:
+    written = [f"{kind}{name}{end}" for name in names for kind, end in OUTPUTS]
+    paths = [fitted(name) for name in written]
+    assert len(set(paths)) == len(paths)
+    folders = {path.rsplit("/", depth)[0] for path in paths for depth in range(1, path.count("/") + 1)}
+    assert not folders & set(paths)
+
+
+OUTPUTS = (("overlays/", ".gradcam.1-cat.jpg"), ("reports/", ".json"), ("maps/", ".npz"), ("overlays/", ".grid.1.jpg"))
+
+
 def test_a_name_cannot_pose_as_the_short_form_of_another() -> None:
     long = "x" * 300 + ".jpg"
     assert fitted(fitted(long)) != fitted(long)

@@ -16,10 +16,10 @@ from camcli.methods.view import Batch, LayerView, layer_method, pixel_method
 def scorecam(view: LayerView) -> Tensor:
     """softmax_c(score of the picture under channel c as a mask) A_c; a channel of zeros adds nothing and is skipped."""
     weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
-    for picture, aim in enumerate(view.batch.aims):
+    for picture in view.batch.asked:
         channels = view.channels(picture)
         logits = view.once(f"masked {picture}", partial(masked_logits, view, picture, channels))
-        weights[picture, channels] = (logits @ aim).softmax(dim=0)
+        weights[picture, channels] = (logits @ view.batch.aims[picture]).softmax(dim=0)
     return weights[:, :, None, None] * view.activations
 
 
@@ -50,10 +50,10 @@ def masks(cells: Tensor, size: Sequence[int]) -> Tensor:
 def ablationcam(view: LayerView) -> Tensor:
     """(y - y without channel c) / |y| A_c: the paper divides by y, which turns the map around where y is negative."""
     weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
-    for picture, (aim, score) in enumerate(zip(view.batch.aims, view.batch.scores, strict=True)):
-        channels = view.channels(picture)
+    for picture in view.batch.asked:
+        score, channels = view.batch.scores[picture], view.channels(picture)
         logits = view.once(f"ablated {picture}", partial(ablated_logits, view, picture, channels))
-        weights[picture, channels] = (score - logits @ aim) / score.abs().clamp_min(1e-6)
+        weights[picture, channels] = (score - logits @ view.batch.aims[picture]) / score.abs().clamp_min(1e-6)
     return weights[:, :, None, None] * view.activations
 
 
@@ -80,12 +80,18 @@ def occlusion(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     patches = torch.stack(list(windows(batch.inputs.shape[-2:], batch.options.patch, batch.options.stride)))
     patches = patches.to(batch.inputs.device)
     cover = patches.sum(dim=0).clamp_min(1)
-    maps = []
-    for image, aim, score in zip(batch.inputs, batch.aims, batch.scores, strict=True):
-        chunks = torch.split(patches, batch.options.chunk)
-        falls = score - batch.logits_of(image * ~chunk[:, None] for chunk in chunks) @ aim
-        maps.append(torch.einsum("p,phw->hw", falls, patches.float()) / cover)
-    return torch.stack(maps)
+    maps = torch.zeros_like(batch.inputs[:, 0])
+    for row in batch.asked:
+        logits = batch.once(f"muted {row}", partial(muted_logits, batch, row, patches))
+        falls = batch.scores[row] - logits @ batch.aims[row]
+        maps[row] = torch.einsum("p,phw->hw", falls, patches.float()) / cover
+    return maps
+
+
+def muted_logits(batch: Batch, row: int, patches: Tensor) -> Tensor:
+    """[P,K] logits of the image with each of the patches, bool [P,H,W], muted in turn."""
+    chunks = torch.split(patches, batch.options.chunk)
+    return batch.logits_of(batch.inputs[row] * ~chunk[:, None] for chunk in chunks)
 
 
 def windows(size: Sequence[int], patch: int, stride: int) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def rectified(batch: Batch, rule: Rule) -> Tensor:
     """d score / dx, float32 [B,3,H,W], with `rule` at every rectifier; raises MethodError where there is none."""
     with Rectified(rule) as mode:
         gradients = batch.input_gradients(batch.inputs)
-    if not mode.met:
+    if not mode.met and batch.asked:
         raise MethodError(
             "guided-backprop, deconvnet and guided-gradcam change the gradient at ReLU, LeakyReLU, ReLU6, ELU, SiLU, "
             "GELU, Mish and Hardswish, and this model has none of them; use 'smoothgrad' or 'integrated-gradients'"
@@ -58,28 +59,36 @@ def rectified(batch: Batch, rule: Rule) -> Tensor:
 def integrated_gradients(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     """sum_rgb x mean_t(g(t x)), t in the middles of `steps` equal parts of 0..1; x = 0 is the mean colour."""
     steps = batch.options.steps
-    total = sum(batch.input_gradients(batch.inputs * ((i + 0.5) / steps)) for i in range(steps))
-    return (batch.inputs * total / steps).sum(dim=1)
+    maps = torch.zeros_like(batch.inputs[:, 0])
+    for row in batch.asked:
+        x = batch.inputs[row]
+        total = batch.variant_gradients(row, (x * ((i + 0.5) / steps) for i in range(steps)))
+        maps[row] = (x * total / steps).sum(dim=0)
+    return maps
 
 
 @pixel_method("smoothgrad", ("pixels",), "`samples` forwards and backwards", "https://arxiv.org/abs/1706.03825")
 def smoothgrad(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     """sum_rgb |mean over noise n of g(x + n)|, capped at the 99th percentile; every picture meets the same noise."""
-    x, noise = batch.inputs, torch.Generator().manual_seed(0)
-    deviation = batch.options.noise * (x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True))
-    samples = [torch.randn(x.shape[1:], generator=noise).to(x.device) for _ in range(batch.options.samples)]
-    total = sum((batch.input_gradients(x + deviation * sample) for sample in samples), torch.zeros_like(x))
-    maps = (total / len(samples)).abs().sum(dim=1)
-    return maps.minimum(maps.flatten(1).quantile(0.99, dim=1)[:, None, None])
+    noise, shape = torch.Generator().manual_seed(0), batch.inputs.shape[1:]
+    samples = [torch.randn(shape, generator=noise).to(batch.inputs.device) for _ in range(batch.options.samples)]
+    maps = torch.zeros_like(batch.inputs[:, 0])
+    for row in batch.asked:
+        x = batch.inputs[row]
+        deviation = batch.options.noise * (x.amax() - x.amin())
+        total = batch.variant_gradients(row, (x + deviation * sample for sample in samples))
+        heat = (total / len(samples)).abs().sum(dim=0)
+        maps[row] = heat.minimum(heat.flatten().quantile(0.99))
+    return maps
 
 
 @pixel_method("fullgrad", ("pixels",), "1 forward and backward", "https://arxiv.org/abs/1905.00780")
 def fullgrad(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     """sum of all channels, each scaled to 0..1, of |x g(x)| and of |b g(b)| for every bias b that has a place."""
-    return torch.cat([_fullgrad(batch, inputs, aims, views) for inputs, aims in batch.chunks(batch.inputs)])
+    return batch.in_chunks(batch.inputs, partial(_fullgrad, batch, views), lambda part: torch.zeros_like(part[:, 0]))
 
 
-def _fullgrad(batch: Batch, inputs: Tensor, aims: Tensor, views: Sequence[LayerView]) -> Tensor:
+def _fullgrad(batch: Batch, views: Sequence[LayerView], inputs: Tensor, aims: Tensor) -> Tensor:
     with torch.enable_grad(), Biases() as biases:
         x = inputs.detach().requires_grad_()
         score = (batch.network(x.clone()) * aims).sum()

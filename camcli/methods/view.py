@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -32,6 +32,7 @@ class Batch:
     aims: float32 [B,K]; the score of a picture is the product of its logits with its row, so a 1 asks for a class,
         and a -1 beside it asks why not rather that one. A row of zeros asks nothing.
     module: the model. network: [N,3,H,W] -> float32 [N,K], in the precision of the run.
+    memo: results that hold for every target of the same batch.
     """
 
     inputs: Tensor
@@ -40,6 +41,19 @@ class Batch:
     module: nn.Module
     network: Network
     options: OptionsConfig
+    memo: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> list[int]:
+        """The rows that ask something; costly methods spend forward passes on these alone."""
+        rows: list[int] = self.aims.any(dim=1).nonzero()[:, 0].tolist()
+        return rows
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """The result of `make`, made for the first target and kept for the others."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]  # type: ignore[no-any-return]
 
     @property
     def scores(self) -> Tensor:
@@ -56,13 +70,32 @@ class Batch:
             return torch.cat([self.network(chunk) for chunk in chunks])
 
     def input_gradients(self, inputs: Tensor) -> Tensor:
-        """d score / d input at `inputs`, float32 [B,3,H,W], a chunk of pictures at a time."""
-        return torch.cat([self._gradient(part, aims) for part, aims in self.chunks(inputs)])
+        """d score / d input at `inputs`, float32 [B,3,H,W], a chunk at a time; zeros where nothing is asked."""
+        return self.in_chunks(inputs, self._gradient, lambda part: torch.zeros_like(part))
 
-    def chunks(self, inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Parts of `inputs` [B,3,H,W] and of the aims [B,K], `options.chunk` pictures at a time."""
-        size = self.options.chunk
-        return zip(torch.split(inputs, size), torch.split(self.aims, size), strict=True)
+    def variant_gradients(self, row: int, variants: Iterable[Tensor]) -> Tensor:
+        """The sum of d score / d input over changed copies [N,3,H,W] of one image: float32 [3,H,W]."""
+        copies = torch.stack(list(variants)).contiguous(memory_format=torch.channels_last)
+        chunks = torch.split(copies, self.options.chunk)
+        aims = self.aims[row : row + 1]
+        sums = [self._gradient(chunk, aims.expand(len(chunk), -1)).sum(dim=0) for chunk in chunks]
+        return torch.stack(sums).sum(dim=0)
+
+    def in_chunks(
+        self, inputs: Tensor, compute: Callable[[Tensor, Tensor], Tensor], idle: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """What `compute` gives for [n,3,H,W] and aims [n,K], at most `options.chunk` rows at a time, put together.
+
+        All chunks have the same size, filled up with copies, and the same layout in memory, because rounding depends on
+        both; `idle` stands in for those that ask nothing.
+        """
+        count = -(-len(inputs) // self.options.chunk)
+        missing = -len(inputs) % count
+        filled = torch.cat([inputs, inputs[-1:].expand(missing, -1, -1, -1)])
+        filled = filled.contiguous(memory_format=torch.channels_last)
+        aims = torch.cat([self.aims, torch.zeros_like(self.aims[:missing])])
+        parts = zip(filled.chunk(count), aims.chunk(count), strict=True)
+        return torch.cat([compute(part, aim) if aim.any() else idle(part) for part, aim in parts])[: len(inputs)]
 
     def _gradient(self, inputs: Tensor, aims: Tensor) -> Tensor:
         with torch.enable_grad():

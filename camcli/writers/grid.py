@@ -38,7 +38,7 @@ def grid_names(result: ImageResult, config: OverlayConfig) -> Mapping[str, list[
 def grid(picture: Picture, tiles: Sequence[tuple[Heatmap, Image.Image]], config: OverlayConfig) -> Image.Image:
     """The picture and the painted `tiles` of one target, five a row, each over its method and its range."""
     plain = canvas(picture, config)[0]
-    shown = [("image", "", plain), *((heatmap.method, evidence(heatmap), image) for heatmap, image in tiles)]
+    shown = [("image", "", plain), *((_method(heatmap), evidence(heatmap), image) for heatmap, image in tiles)]
     width, height = _tile_size(plain)
     columns = min(len(shown), COLUMNS)
     rows = ceil(len(shown) / columns)
@@ -66,7 +66,15 @@ def caption(heatmaps: Sequence[Heatmap]) -> str:
 
 def evidence(heatmap: Heatmap) -> str:
     """What the colours hide: the map's raw range, or that there is nothing to show."""
-    return "no evidence" if heatmap.empty else f"{heatmap.raw_min:.2g} to {heatmap.raw_max:.2g}"
+    return "no evidence" if heatmap.empty else f"raw {_short(heatmap.raw_min)} to {_short(heatmap.raw_max)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}" if abs(value) < 1e6 else f"{value:.1e}"
+
+
+def _method(heatmap: Heatmap) -> str:
+    return heatmap.method if heatmap.target else f"{heatmap.method}, of no class"
 
 
 def _named(target: Prediction) -> str:
