@@ -79,6 +79,10 @@ SetOption = Annotated[
 ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="Short for --set model=…, e.g. timm/resnet50.a1_in1k.")
 ]
+RootOption = Annotated[
+    str | None,
+    typer.Option("--root", metavar="FOLDER", help="Images are called by their path below FOLDER, whatever is named."),
+]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Never touch the network.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
@@ -139,6 +143,7 @@ def run(
     ext: Annotated[
         list[str] | None, typer.Option("--ext", help="File extension to look for in folders; repeat for more.")
     ] = None,
+    root: RootOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take only the first N images.")] = None,
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; /N in a job array.")
@@ -177,15 +182,15 @@ def run(
     """Explain images: overlays, JSON reports and a manifest below --out. A second run does only what is missing."""
     if log_format == "json":
         console.talk_json()
-    from camcli.inputs import EXTENSIONS, discover
+    from camcli.inputs import EXTENSIONS, asked, discover
     from camcli.job import Job
     from camcli.resume import Policy
     from camcli.shard import shard_of
 
     loaded = _load(config, model, [*_runtime(device, threads), *(overrides or [])])
-    items = discover(inputs, ext or EXTENSIONS, limit, out)
+    items = discover(inputs, ext or EXTENSIONS, limit, out, root)
     part = shard_of(shard, os.environ)
-    job = Job(loaded.config, items, out, offline, shard=part, asked=_asked(inputs, ext, limit))
+    job = Job(loaded.config, items, out, offline, shard=part, asked=asked(inputs, ext, limit, root))
     errors = "0" if fail_fast else max_errors
     limit_of_errors = None if errors is None else _max_errors(errors, len(job.mine))
     job = replace(job, policy=Policy(fresh, keep_going, retry_failed, check, limit_of_errors))
@@ -201,12 +206,6 @@ def _runtime(device: str | None, threads: int | None) -> list[str]:
     """The overrides that options of their own stand for."""
     given = {"runtime.device": device, "runtime.threads": threads}
     return [f"{field}={value}" for field, value in given.items() if value is not None]
-
-
-def _asked(inputs: list[str], ext: list[str] | None, limit: int | None) -> dict[str, Any]:
-    """What the user named, as `camcli status` needs it to look again from anywhere."""
-    names = [name if name == "-" or name.startswith("@") else os.path.abspath(name) for name in inputs]
-    return {"names": names, "ext": ext, "limit": limit}
 
 
 def _max_errors(text: str, images: int) -> int:
@@ -344,6 +343,7 @@ def dff(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, @list.txt, or - for paths on stdin.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for overlays/ and concepts.json.")],
     concepts: Annotated[int, typer.Option("--concepts", "-k", min=1, max=64, help="How many to look for.")] = 5,
+    root: RootOption = None,
     config: ConfigOption = None,
     model: ModelOption = None,
     overrides: SetOption = None,
@@ -354,7 +354,8 @@ def dff(
     from camcli.concepts import factorise
     from camcli.inputs import discover
 
-    found = factorise(_load(config, model, overrides).config, discover(inputs), out, concepts, offline)
+    items = discover(inputs, out=out, root=root)
+    found = factorise(_load(config, model, overrides).config, items, out, concepts, offline)
     if json_:
         console.print_json(found)
     else:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from camcli import versions
-from camcli.inputs import Item
+from camcli.inputs import Item, roots_of
 from camcli.ledger import Entry
 from camcli.records import RunReport
 from camcli.shard import Shard
@@ -44,8 +44,9 @@ def closing(
 
 
 def listing(items: Sequence[Item], asked: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Which pictures a run is about: what the user named, how many it came to, and a hash of their ids in order."""
-    return {**(asked or {}), "images": len(items), "sha256": ids_hash(item.id for item in items)}
+    """Which pictures a run is about: what the user named, how many, a hash of their ids in order, and their roots."""
+    found = {"images": len(items), "sha256": ids_hash(item.id for item in items), "roots": roots_of(items)}
+    return {**(asked or {}), **found}
 
 
 def ids_hash(ids: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from camcli import manifest
 from camcli.errors import ConfigError, IncompleteError
@@ -89,6 +90,12 @@ def refuse_another_run(out: Path, shard: Shard, settings: manifest.Manifest) -> 
     """Raises ConfigError where another part in `out` was made with another config than `settings`."""
     for other in shards_in(out):
         told = read_manifest(out, other.suffix) if other != shard else None
+        if told and told["inputs"].get("roots") != settings["inputs"]["roots"]:
+            raise ConfigError(
+                f"{out}: part {other} is about images below {', '.join(told['inputs'].get('roots', []))}, and this one "
+                f"about images below {', '.join(settings['inputs']['roots'])}; choose another --out, or give the same "
+                "inputs"
+            )
         if told and told.get("fingerprint") != settings["fingerprint"]:
             raise ConfigError(
                 f"{_unlike(out, settings, other, told)}\nall parts of a run have one config: choose another --out, or "
@@ -102,12 +109,16 @@ def _check_alike(out: Path, parts: Sequence[Part]) -> None:
     for part in parts[1:]:
         if part.manifest["fingerprint"] != first["fingerprint"]:
             raise ConfigError(_unlike(out, first, part.shard, part.manifest))
-        if part.manifest["inputs"] != first["inputs"]:
+        if _images(part.manifest) != _images(first):
             raise ConfigError(f"{out}: part {part.shard} found other images than the first; run it again")
     places = sorted(place for part in parts for place in part.places)
     complete = [position for position, _ in places] == list(range(len(places)))
     if not complete or manifest.ids_hash(name for _, name in places) != first["inputs"]["sha256"]:
         raise IncompleteError(f"{out}: the parts' records do not cover each image once; run them again")
+
+
+def _images(told: manifest.Manifest) -> list[Any]:
+    return [told["inputs"].get(field) for field in ("images", "sha256", "roots")]
 
 
 def _unlike(out: Path, settings: manifest.Manifest, other: Shard, told: manifest.Manifest) -> str:

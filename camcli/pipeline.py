@@ -24,7 +24,7 @@ from camcli.prepare import Prepared, prepare
 from camcli.progress import Progress
 from camcli.recorder import Recorder
 from camcli.records import SCHEMA_VERSION, RunReport
-from camcli.resume import Plan, plan, refuse_another_config, refuse_strange
+from camcli.resume import Plan, plan, refuse_another_config, refuse_other_names, refuse_strange
 from camcli.rundir import RunDir
 from camcli.versions import versions
 from camcli.workers import Task, in_processes
@@ -55,6 +55,8 @@ def perform(job: Job, progress: Progress, interrupt: Interrupt | None, prepared:
     """
     started, clock = datetime.now(UTC), time.monotonic()
     with RunDir(job.out, job.suffix) as folder, ExitStack() as stack:
+        if not job.policy.fresh:
+            refuse_other_names(job.out, job.items, folder.ledger)
         ready = prepared or prepare(job.config, job.items, job.offline, _earlier(job, folder))
         stopwatch = ready.start_clock()
         settings = _settings(job, ready, started)

@@ -18,6 +18,9 @@ class _Inputs(_Read):
     names: list[str] = []
     ext: list[str] | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
+    root: str | None = None
+    folder: str | None = None
+    roots: list[str] = []
 
 
 class _Model(_Read):

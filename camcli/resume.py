@@ -10,7 +10,7 @@ from typing import Literal
 
 from camcli.errors import ConfigError
 from camcli.fingerprint import SHORT, Identity, differences
-from camcli.inputs import Item, state_of
+from camcli.inputs import Item, common_root, root_of, roots_of, state_of
 from camcli.ledger import Entry, Ledger
 from camcli.records import FileState
 from camcli.rundir import Manifest
@@ -93,6 +93,53 @@ def refuse_strange(out: Path, ledger: Ledger) -> None:
     """Raises ConfigError when there is something in the results that a run would lose."""
     if ledger.strange:
         raise ConfigError(f"{out}: its results hold {ledger.strange}; --fresh starts over, and another --out leaves it")
+
+
+def refuse_other_names(out: Path, items: Sequence[Item], ledger: Ledger) -> None:
+    """Raises ConfigError when a record of `ledger` would get another id, or its id another image; and for another root.
+
+    Where the images of the records are gone, as after a move, the records are out of date and nothing is mixed.
+    """
+    ids = {e.source: e.id for e in ledger.entries.values()}
+    renamed = [item for item in items if ids.get(str(item.path), item.id) != item.id]
+    if renamed:
+        item = renamed[0]
+        change = f"{len(renamed)} of its images would get other ids: {ids[str(item.path)]} -> {item.id}"
+        raise ConfigError(f"{out}: {change} ({item.path})\n{_advice(items, ledger)}")
+    taken = next((item for item in items if _is_another(item, ledger.entries.get(item.id))), None)
+    if taken:
+        change = f"{taken.id} is {ledger.entries[taken.id].source} there, and would be {taken.path}"
+        raise ConfigError(f"{out}: holds other images with the same ids: {change}\n{_advice(items, ledger)}")
+    before = _roots(ledger)
+    if before and not before & set(roots_of(items)) and any(map(os.path.exists, before)):
+        there, here = ", ".join(sorted(before)), ", ".join(roots_of(items))
+        raise ConfigError(f"{out}: holds images below {there}, and these are below {here}\n{_advice(items, ledger)}")
+
+
+def _is_another(item: Item, entry: Entry | None) -> bool:
+    """Whether the record of this id is about another file, which is still there."""
+    if entry is None or entry.source == str(item.path) or not os.path.lexists(entry.source):
+        return False
+    try:
+        return not os.path.samefile(entry.source, item.path)
+    except OSError:
+        return True
+
+
+def _roots(ledger: Ledger) -> set[str]:
+    return {root_of(e.id, e.source) for e in ledger.entries.values() if e.source.endswith(e.id)}
+
+
+def _advice(items: Sequence[Item], ledger: Ledger) -> str:
+    """How to keep the ids that are there, if one root does it, and what else there is."""
+    before, paths = sorted(_roots(ledger)), [str(item.path) for item in items]
+    if len(before) == 1 and all(path.startswith(os.path.join(before[0], "")) for path in paths):
+        return f"--root {before[0]} keeps the ids that are there; --fresh starts over, another --out leaves them alone"
+    everything = common_root([*paths, *(e.source for e in ledger.entries.values())])
+    return (
+        "another --out leaves them alone; to have all in one folder, start over with "
+        f"--fresh --root {everything}, and keep to that --root"
+    )
 
 
 def refuse_another_config(

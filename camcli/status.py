@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -124,11 +125,12 @@ def _suffixes(out: Path) -> list[str]:
 def _items(inputs: Mapping[str, Any], out: Path) -> list[Item] | None:
     """The images that the run's own words name today, None where they cannot be listed again."""
     names: Sequence[str] = inputs.get("names") or ()
-    if not names or any(name == "-" or name.startswith("@") for name in names):
+    if not names or any(name == "-" or (name.startswith("@") and not os.path.isfile(name[1:])) for name in names):
         return None
+    root, folder = inputs.get("root"), inputs.get("folder")
     try:
-        return discover(names, inputs.get("ext") or EXTENSIONS, inputs.get("limit"), out)
-    except CamcliError:
+        return discover(names, inputs.get("ext") or EXTENSIONS, inputs.get("limit"), out, root, folder)
+    except (CamcliError, OSError, ValueError):
         return None
 
 

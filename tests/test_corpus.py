@@ -165,7 +165,8 @@ def test_a_format_too_small_for_a_picture_is_a_failure_of_that_picture(camcli: C
 def test_vanished_files_are_failures(camcli: Camcli, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "in", 2)
     (tmp_path / "list.txt").write_text(f"{folder}/00.jpg\n{folder}/gone.jpg\n{folder}/01.png\n")
-    assert camcli("run", f"@{tmp_path}/list.txt", "--out", tmp_path / "out", *TINY).code == 1
+    words = ("run", f"@{tmp_path}/list.txt", "--root", folder, "--out", tmp_path / "out", *TINY)
+    assert camcli(*words).code == 1
     kinds = {r["id"]: r.get("kind") for r in lines(tmp_path / "out")}
     assert kinds == {"00.jpg": None, "gone.jpg": "FileNotFoundError", "01.png": None}
 

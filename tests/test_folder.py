@@ -17,7 +17,7 @@ from camcli.lock import Lock, is_held
 from camcli.rundir import RunDir
 from tests.conftest import Ended, save_picture
 from tests.test_resume import SMALL, pictures
-from tests.test_run import TINY, lines
+from tests.test_run import TINY, lines, manifest
 
 Camcli = Callable[..., Ended]
 
@@ -220,3 +220,100 @@ def test_a_folder_that_is_named_like_an_output_harms_nobody(camcli: Camcli, tmp_
     assert "overlays/a.jpg.gradcam.3-class-3.jpg" in files
     assert "overlays/a.jpg.gradcam.3-class-3.jpg~/b.jpg.gradcam.3-class-3.jpg" in files
     assert all((out / name).is_file() for name in files)
+
+
+def two_folders(place: Path) -> tuple[Path, Path]:
+    """`a` with three pictures, `b` with two of the same names and one of its own."""
+    pictures(place / "a", 3)
+    for seed, name in enumerate(("00.jpg", "01.png", "own.png"), 7):
+        save_picture(place / "b" / name, 50, 50, seed)
+    return place / "a", place / "b"
+
+
+def refused(camcli: Camcli, out: Path, *words: object) -> str:
+    """The message of a run that must change nothing."""
+    before = everything(out)
+    ended = camcli("run", *words, "--out", out, *TINY)
+    assert ended.code == 2, ended.err
+    assert everything(out) == before
+    return ended.err
+
+
+def test_one_more_input_does_not_rename_what_is_there(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = two_folders(tmp_path)
+    out = tmp_path / "out"
+    assert camcli("run", a, "--out", out, *TINY).code == 0
+    monkeypatch.setattr("camcli.prepare.load_model", lambda *_: pytest.fail("the model was loaded"))
+    told = refused(camcli, out, a, b)
+    assert "3 of its images would get other ids: 00.jpg -> a/00.jpg" in told
+    assert f"start over with --fresh --root {tmp_path}" in told
+    told = refused(camcli, out, f"{a}/*")
+    assert f"--root {a} keeps the ids that are there" in told
+    monkeypatch.undo()
+    assert camcli("run", f"{a}/*", "--out", out, *TINY, "--root", a).code == 0
+    assert {record["id"] for record in lines(out)} == {"00.jpg", "01.png", "02.png"}
+    assert camcli("run", a, b, "--out", out, *TINY, "--fresh").code == 0
+    assert len(lines(out)) == 6
+    told = refused(camcli, out, a)
+    assert f"--root {tmp_path} keeps the ids that are there" in told
+    assert camcli("run", a, "--out", out, *TINY, "--root", tmp_path).code == 0
+    assert len(lines(out)) == 6
+
+
+def test_another_folder_is_not_mixed_with_what_is_there(camcli: Camcli, tmp_path: Path) -> None:
+    a, b = two_folders(tmp_path)
+    out = tmp_path / "out"
+    assert camcli("run", a, "--out", out, *TINY).code == 0
+    told = refused(camcli, out, b)
+    assert f"other images with the same ids: 00.jpg is {a}/00.jpg there, and would be {b}/00.jpg" in told
+    (b / "00.jpg").unlink()
+    (b / "01.png").unlink()
+    assert f"holds images below {a}, and these are below {b}" in refused(camcli, out, b)
+    assert camcli("run", b, "--out", out, *TINY, "--fresh").code == 0
+    assert [record["id"] for record in lines(out)] == ["own.png"]
+
+
+def test_parts_are_about_one_folder(camcli: Camcli, tmp_path: Path) -> None:
+    a, b = pictures(tmp_path / "a", 8), pictures(tmp_path / "b", 8)
+    out = tmp_path / "out"
+    assert camcli("run", a, "--out", out, *TINY, "--shard", "1/2").code == 0
+    told = refused(camcli, out, b, "--shard", "2/2")
+    assert f"part 1/2 is about images below {a}, and this one about images below {b}" in told
+
+
+def test_a_folder_that_was_moved_is_the_same(camcli: Camcli, tmp_path: Path) -> None:
+    a, _ = two_folders(tmp_path)
+    out = tmp_path / "out"
+    assert camcli("run", a, "--out", out, *TINY).code == 0
+    moved = a.rename(tmp_path / "moved")
+    assert camcli("run", moved, "--out", out, *TINY).code == 0
+    assert manifest(out)["resumed"]["kept"] == 3
+
+
+@pytest.mark.parametrize("how", ["folder", "two folders", "list", "glob", "file", "root"])
+def test_status_lists_again_by_the_same_rule(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    two_folders(tmp_path / "data")
+    monkeypatch.chdir(tmp_path / "data")
+    Path("list.txt").write_text("a/00.jpg\n../data/b/own.png\n")
+    words: dict[str, tuple[str, ...]] = {
+        "folder": ("a",),
+        "two folders": ("a", "b"),
+        "list": ("@list.txt",),
+        "glob": ("*/0*",),
+        "file": ("a/00.jpg", "../data/b/own.png"),
+        "root": ("--root", "..", "../data/a"),
+    }
+    out = tmp_path / "out"
+    assert camcli("run", *words[how], "--out", out, *TINY).code == 0
+    monkeypatch.chdir(tmp_path)
+    ended = camcli("status", out)
+    assert ended.code == 0, ended.out
+    assert "missing         0" in ended.out
+    save_picture(tmp_path / "data" / "a" / "03.jpg", 40, 40)
+    found = json.loads(camcli("status", out, "--json").out)
+    new = {"folder": ["03.jpg"], "two folders": ["a/03.jpg"], "glob": ["a/03.jpg"], "root": ["data/a/03.jpg"]}
+    assert found["missing"] == new.get(how, [])
