@@ -176,3 +176,36 @@ def test_smoothgrad_is_the_same_every_time_and_wider_with_more_noise() -> None:
     first, second, noisier = (raw_map("smoothgrad", module, x, noise=n) for n in (0.1, 0.1, 0.5))
     assert torch.equal(first, second)
     assert not torch.allclose(first, noisier)
+
+
+def test_smoothgrad_is_the_naive_loop() -> None:
+    module, x = calibrated(Net(nn.ReLU()), inputs(4, SIDE)), inputs(2, SIDE)
+    ours = raw_map("smoothgrad", module, x, noise=0.2, samples=3)
+    for found, image in zip(ours, x, strict=True):
+        noise, total = torch.Generator().manual_seed(0), torch.zeros(3, SIDE, SIDE)
+        for _ in range(3):
+            spread = 0.2 * (image.max() - image.min())
+            noisy = (image + spread * torch.randn(image.shape, generator=noise)).requires_grad_()
+            total += torch.autograd.grad(module(noisy[None])[0, 1], noisy)[0]
+        expected = (total[0].abs() + total[1].abs() + total[2].abs()) / 3
+        assert torch.allclose(found, expected.clamp_max(float(expected.flatten().quantile(0.99))), atol=1e-6)
+
+
+def test_full_gradient_of_norms_with_small_variances_is_the_naive_sum() -> None:
+    """There the constant beside the variance weighs as much as the variance."""
+    module = calibrated(Net(nn.ReLU()), inputs(4, SIDE))
+    norm = module.norm
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_var is not None
+    norm.running_var.copy_(torch.linspace(1e-6, 1e-4, 8))
+    norm.weight.mul_(1e-2)
+    x = inputs(2, SIDE)
+    ours = raw_map("fullgrad", module, x).numpy()
+    theirs = oracles.full_gradient(module, None, x, 1).numpy()
+    assert min(oracles.correlation(a, b) for a, b in zip(ours, theirs, strict=True)) > 0.99999
+    with Biases() as biases:
+        module(x.clone().requires_grad_())
+    [found] = [bias.bias for bias in biases.met if bias.bias.shape == norm.bias.shape][1:2]
+    assert norm.running_mean is not None
+    expected = norm.bias - norm.running_mean * norm.weight / (norm.running_var + norm.eps) ** 0.5
+    assert torch.allclose(found, expected, rtol=1e-5)

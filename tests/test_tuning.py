@@ -56,6 +56,19 @@ def test_folded_norms_give_the_same_logits(build: Callable[[], nn.Module], norms
     assert (module(picture()) - before).abs().max() <= 1e-4 * before.abs().max()
 
 
+def test_norms_with_small_variances_are_folded_with_their_constant() -> None:
+    torch.manual_seed(0)
+    module = trained(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    )
+    variance = module.get_submodule("1").running_var
+    assert isinstance(variance, Tensor)
+    variance.fill_(1e-4)
+    before = module(picture(16))
+    assert fold(module, picture(16)) == 1
+    assert (module(picture(16)) - before).abs().max() <= 1e-4 * before.abs().max()
+
+
 class Unfoldable(nn.Module):
     """Norms that look like pairs with a convolution, and are none."""
 
@@ -160,7 +173,7 @@ def test_what_a_tap_sees_is_not_folded_away(name: str, path: str, spared: int) -
 
 @pytest.mark.parametrize("name", tuned.QUICK)
 def test_tuned_maps_are_those_of_a_full_backward_through_the_network_as_built(name: str) -> None:
-    found = list(tuned.examine(name, seed=tuned.QUICK[name], rounding=False, places=4))
+    found = list(tuned.examine(name, seed=tuned.QUICK[name], rounding=False, places=4, side=64))
     assert len(found) == 4
     assert [agreement for agreement in found if not agreement.holds] == []
 

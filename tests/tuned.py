@@ -28,7 +28,7 @@ from tests.nets import calibrated, inputs
 LEAST = 0.99999
 ROUNDING = 0.02
 PLACES = 5
-SIDE = 64
+SIDE = 96
 CLASSES = 7
 ARCHITECTURES = (
     *("torchvision/resnet18", "torchvision/googlenet", "torchvision/densenet121", "torchvision/mobilenet_v3_small"),
@@ -90,15 +90,14 @@ def rounded(before: float) -> float:
     return before - 2 * (1 - before) - ROUNDING
 
 
-def examine(name: str, seed: int, rounding: bool = True, places: int = PLACES) -> Iterator[Agreement]:
+def examine(name: str, seed: int, rounding: bool = True, places: int = PLACES, side: int = SIDE) -> Iterator[Agreement]:
     """Agreement at random places of an architecture, called SOURCE/NAME."""
-    module = build(name)
-    x = inputs(1, SIDE, seed)
+    module, x = build(name, side), inputs(1, side, seed)
     for output in drawn(module, x, seed, places):
         yield agreement(name, module, x, output, rounding)
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, side: int) -> nn.Module:
     """With random weights that keep the signal alive, and the statistics that its batch norms saw."""
     torch.manual_seed(0)
     source, _, model = name.partition("/")
@@ -107,7 +106,7 @@ def build(name: str) -> nn.Module:
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d) and child.affine:
             nn.init.uniform_(child.weight, 0.5, 1.5)
-    return calibrated(module, inputs(4, SIDE, seed=9))
+    return calibrated(module, inputs(4, side, seed=9))
 
 
 def drawn(module: nn.Module, x: Tensor, seed: int, places: int) -> list[Output]:
@@ -126,10 +125,10 @@ def agreement(model: str, module: nn.Module, x: Tensor, output: Output, rounding
     target = int(exact(x64).argmax())
     expected = by_full_backward(exact, x64, place, target)
     layer = TargetLayer((Tap(place.path, Layout("nchw", (output.shape[1], output.shape[2])), place.call, place.item),))
-    tuned = tuned_engine(exact, layer)
+    tuned = tuned_engine(exact, layer, x.shape[-1])
     found = [lowest(expected, engine, x64, target) for engine in (tuned, tuned.twin())]
     if rounding:
-        plain, tuned = engine_at(module, layer), tuned_engine(copy.deepcopy(module), layer)
+        plain, tuned = engine_at(module, layer, x.shape[-1]), tuned_engine(copy.deepcopy(module), layer, x.shape[-1])
         for precision in ("fp32", "bf16"):
             plain.precision = tuned.precision = precision
             found += [lowest(expected, engine, x, target) for engine in (tuned, plain)]
@@ -137,15 +136,15 @@ def agreement(model: str, module: nn.Module, x: Tensor, output: Output, rounding
     return Agreement(model, name, *found)
 
 
-def engine_at(module: nn.Module, layer: TargetLayer) -> Engine:
+def engine_at(module: nn.Module, layer: TargetLayer, side: int) -> Engine:
     """For the methods of FORMULAS."""
-    preprocess = Preprocess((SIDE, SIDE), (SIDE, SIDE), (0, 0, 0), (1, 1, 1), "bilinear", "center")
+    preprocess = Preprocess((side, side), (side, side), (0, 0, 0), (1, 1, 1), "bilinear", "center")
     return Engine(loaded(module, preprocess, CLASSES), [layer], [METHODS.get(name) for name in FORMULAS])
 
 
-def tuned_engine(module: nn.Module, layer: TargetLayer) -> Engine:
+def tuned_engine(module: nn.Module, layer: TargetLayer, side: int) -> Engine:
     """The same, tuned; it takes the module's own type of number, float64 too."""
-    engine = engine_at(module, layer)
+    engine = engine_at(module, layer, side)
     normalise, number = engine.normalise, next(module.parameters()).dtype
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "normalise", lambda pixels: normalise(pixels).to(number))
