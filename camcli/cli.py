@@ -333,7 +333,9 @@ def methods(json_: JsonOption = False) -> None:
 
     found = listed()
     if json_:
-        console.print_json([{k: v for k, v in asdict(method).items() if k != "compute"} for method in found])
+        console.print_json(
+            [{k: v for k, v in asdict(method).items() if k not in ("compute", "terms")} for method in found]
+        )
     else:
         console.print_methods(found)
 

@@ -21,7 +21,7 @@ from camcli.config import OptionsConfig, Smoothing
 from camcli.errors import ItemError, MethodError
 from camcli.layers import Tap, TargetLayer
 from camcli.methods import Batch, LayerView, Method
-from camcli.methods.maps import Maps, merge, principal, scale, scale_signed
+from camcli.methods.maps import REASONS, Maps, along, mean_of, merge, principal, rounding
 from camcli.models.loaded import LoadedModel
 from camcli.records import Heatmap, Prediction
 from camcli.stopwatch import Stopwatch
@@ -163,6 +163,10 @@ class Engine:
             logits = self.network(inputs)
         return Pass(inputs, logits, kept, past, tuple({} for _ in self.taps), {})
 
+    @property
+    def _number(self) -> torch.dtype:
+        return _AUTOCAST.get(self.precision, torch.float32)
+
     def _autocast(self) -> AbstractContextManager[None]:
         dtype = _AUTOCAST.get(self.precision)
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
@@ -202,21 +206,19 @@ class Engine:
                 for heat, maps in zip(methods, self._round(copy, *one), strict=True):
                     heat.append(maps.heat.flip(-1) if mirrored else maps.heat)
         return [
-            [self._mean_of(*found) for found in zip(methods, maps, copies, strict=True)]
+            [mean_of(of, method.signed, one) for method, one, of in zip(methods, maps, copies, strict=True)]
             for (_, methods), maps, copies in zip(asked, first, heats, strict=True)
         ]
-
-    def _mean_of(self, method: Method, plain: Maps, heats: Sequence[Tensor]) -> Maps:
-        """The mean of the copies' heat, with the raw range of the plain picture."""
-        mean = torch.stack(list(heats)).mean(dim=0)
-        return Maps(scale_signed(mean) if method.signed else scale(mean), plain.low, plain.high)
 
     def _round(self, done: Pass, aims: Tensor, methods: Sequence[Method]) -> list[Maps]:
         """Each method's maps for one target of every picture."""
         batch, views = self.views(done, aims)
-        return [
-            merge([self._one_map(raw) for raw in method.compute(batch, views)], method.signed) for method in methods
-        ]
+        return [self._merged(method, batch, views) for method in methods]
+
+    def _merged(self, method: Method, batch: Batch, views: Sequence[LayerView]) -> Maps:
+        raws = method.compute(batch, views)
+        maps = [self._one_map(raw) for raw in raws]
+        return merge(maps, method.signed, self._noises(method, batch, views, raws, maps))
 
     def _one_map(self, raw: Tensor) -> Tensor:
         """[B,h,w] from itself or from the channels' parts [B,C,h,w]."""
@@ -224,9 +226,28 @@ class Engine:
             return raw
         return principal(raw) if self.smoothing == "eigen" else raw.sum(dim=1)
 
+    def _noises(
+        self,
+        method: Method,
+        batch: Batch,
+        views: Sequence[LayerView],
+        raws: Sequence[Tensor],
+        maps: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """What rounding may have added to each of `maps`, where the method says what it adds up."""
+        if method.terms is None:
+            return []
+        terms = method.terms(batch, views, raws)
+        if self.smoothing == "eigen":
+            terms = [along(raw, one) if raw.dim() == 4 else t for raw, one, t in zip(raws, maps, terms, strict=True)]
+        logits = method.resolution == "pixel" or not {"tail", "scores"}.isdisjoint(method.needs)
+        numbers = [batch.number] * len(terms) if logits else [view.number for view in views]
+        return [rounding(t, number) for t, number in zip(terms, numbers, strict=True)]
+
     def views(self, done: Pass, aims: Tensor) -> tuple[Batch, list[LayerView]]:
         """What methods see of a pass when `aims` [B,K] is asked; one backward serves all layers and methods."""
-        batch = Batch(done.inputs, done.logits.detach(), aims, self.module, self.network, self.options, done.memo)
+        about = done.inputs, done.logits.detach(), aims, self.module, self.network, self.options, done.memo
+        batch = Batch(*about, number=self._number)
         tensors = [done.kept[tap] for tap in self.taps]
         gradients: list[Tensor] = []
 
@@ -247,7 +268,9 @@ class Engine:
             run = view.once("tail", lambda: Tail(tap, stored, done.past[tap], done.inputs, batch.logits, self.network))
             return run(picture, maps)
 
-        view = LayerView(batch, activations, backward, tail, tap.layout, stored.shape[1], done.memos[index])
+        view = LayerView(
+            batch, activations, backward, tail, tap.layout, stored.shape[1], stored.dtype, done.memos[index]
+        )
         return view
 
     def _explanation(
@@ -271,16 +294,19 @@ class Engine:
                 heat, low, high = maps.heat[i].numpy(), float(maps.low[i]), float(maps.high[i])
                 if not (np.isfinite(heat).all() and np.isfinite([low, high]).all()):
                     return _not_finite(f"{method.name} map")
-                empty = not (heat > 0).any()
+                reason = REASONS[int(maps.reason[i])]
                 of = None if index is None or not method.class_specific else prediction(index)
-                raw = heat, low, high, empty, method.signed
-                heatmaps.append(Heatmap(method.name, self.layer, of, *raw, against if of else None))
+                raw = heat, low, high, bool(reason), method.signed
+                heatmaps.append(Heatmap(method.name, self.layer, of, *raw, against if of else None, reason))
         return Explanation(tuple(prediction(k) for k in ranked(probabilities, TOP)), tuple(heatmaps))
 
 
 def _arrays(rounds: list[list[Maps]]) -> list[list[Maps]]:
     """The same on the CPU."""
-    return [[Maps(maps.heat.cpu(), maps.low.cpu(), maps.high.cpu()) for maps in methods] for methods in rounds]
+    return [
+        [Maps(maps.heat.cpu(), maps.low.cpu(), maps.high.cpu(), maps.reason.cpu()) for maps in methods]
+        for methods in rounds
+    ]
 
 
 def _not_finite(what: str) -> ItemError:

@@ -62,7 +62,7 @@ class Heatmap:
     heat: float32 [h, w] at the resolution of the layer or of the model's input, scaled to 0..1, or to -1..1 if
         `signed`, where negative values speak against the target.
     raw_min, raw_max: range of the map before scaling, which the scaled map hides.
-    empty: the map has no positive evidence, so `heat` is zero everywhere.
+    empty: the map has nothing to show, so `heat` is zero everywhere; reason: why.
     against: the class that the target is contrasted with.
     """
 
@@ -75,6 +75,7 @@ class Heatmap:
     empty: bool
     signed: bool = False
     against: Prediction | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ class HeatmapRecord(_Record):
     raw_min: float = Field(description="Smallest value of the map before scaling.")
     raw_max: float = Field(description="Largest value of the map before scaling.")
     empty: bool = Field(description="No evidence for the class: the map is zero everywhere.")
+    reason: str = Field("", description="Why the map is empty.")
     peak: tuple[Index, Index] | None = Field(description="[x, y] of the hottest cell's centre, original pixels.")
     box: Corners | None = Field(
         description="[x0, y0, x1, y1] around the region above half of the maximum, original pixels."
@@ -200,6 +201,7 @@ def _heatmap(heatmap: Heatmap, overlay: str, result: ImageResult) -> HeatmapReco
         raw_min=heatmap.raw_min,
         raw_max=heatmap.raw_max,
         empty=heatmap.empty,
+        reason=heatmap.reason,
         peak=geometry.peak(evidence, result.seen, *result.size),
         box=_corners(box) if box else None,
     )

@@ -58,6 +58,18 @@ def activation_and_gradient(module: nn.Module, path: str, x: Tensor, target: int
     return kept[0].detach(), kept[0].grad
 
 
+def plus_plus(module: nn.Module, path: str, reshape: Reshape, x: Tensor, target: int, constant: float = 0.0) -> Tensor:
+    """[B,h,w] Grad-CAM++ cell by cell as in the paper, in float64, with a `constant` added to the denominator."""
+    found = activation_and_gradient(module, path, x, target)
+    a, g = (reshape(tensor).double() for tensor in found)
+    total = torch.zeros(len(x), *a.shape[2:], dtype=torch.float64)
+    for b, c in np.ndindex(*a.shape[:2]):
+        below = 2 * g[b, c] ** 2 + a[b, c].sum() * g[b, c] ** 3 + constant
+        alpha = torch.where(g[b, c] == 0, 0, g[b, c] ** 2 / below)
+        total[b] += (alpha * g[b, c].clamp_min(0)).sum() * a[b, c]
+    return total.float()
+
+
 def ablation(module: nn.Module, path: str, reshape: Reshape, x: Tensor, target: int) -> Tensor:
     """[B,h,w]: sum_c (y - y without c) / |y| A_c with one forward of the whole network per channel."""
     kept: list[Tensor] = []

@@ -116,6 +116,8 @@ def reference(case: Case, name: str) -> tuple[Array, str]:
     module, path, x = case.module, case.net.path, case.x
     if name == "ablationcam" and (case.net.name not in RELU_ONLY):
         return oracles.ablation(module, path, case.maps_of, x, case.target).numpy(), "="
+    if name == "gradcam++":
+        return oracles.shown(oracles.plus_plus(module, path, case.maps_of, x, case.target), case.net.side), "="
     if name == "fullgrad" and case.net.name not in CONV_ONLY:
         return oracles.full_gradient(module, case.reshape, x, case.target).numpy(), "="
     if name in peers.GRAD_CAM:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from camcli.methods.head import class_weights
-from camcli.methods.maps import principal
+from camcli.methods.maps import along, principal
 from camcli.methods.view import LayerView, layer_method
 
 
@@ -16,7 +16,19 @@ def cam(view: LayerView) -> Tensor:
     return weights[:, :, None, None] * view.activations
 
 
-@layer_method("eigencam", ("activations",), "1 eigendecomposition", "https://arxiv.org/abs/2008.00299", False)
+def _eigencam_terms(view: LayerView, raw: Tensor) -> Tensor:
+    """What each channel adds to the component."""
+    return along(view.activations, raw)
+
+
+@layer_method(
+    "eigencam",
+    ("activations",),
+    "1 eigendecomposition",
+    "https://arxiv.org/abs/2008.00299",
+    class_specific=False,
+    terms=_eigencam_terms,
+)
 def eigencam(view: LayerView) -> Tensor:
     """First principal component of the cells' vectors A: one map of no class, the same whatever is asked."""
     return principal(view.activations)

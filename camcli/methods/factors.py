@@ -5,6 +5,7 @@ https://arxiv.org/abs/1806.10206
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -40,7 +41,9 @@ def concepts_of(cells: Tensor, count: int) -> Tensor:
     https://doi.org/10.1587/transfun.E92.A.708
     """
     generator = torch.Generator().manual_seed(0)
-    level = (cells.mean() / count).sqrt()
+    mean = cells.mean()
+    cells = cells / torch.where(mean > 0, mean, 1)
+    level = 1 / math.sqrt(count)
     weights = level * torch.rand(len(cells), count, generator=generator).to(cells)
     concepts = level * torch.rand(count, cells.shape[1], generator=generator).to(cells)
     for _ in range(SWEEPS):

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from camcli.methods.view import Batch, LayerView, layer_method, pixel_method
 
+RESIDUE = 1e-6
+
 
 @layer_method("scorecam", ("activations", "scores"), "1 forward per channel", "https://arxiv.org/abs/1910.01279")
 def scorecam(view: LayerView) -> Tensor:
@@ -28,7 +30,7 @@ def masked_logits(view: LayerView, picture: int, channels: Tensor) -> Tensor:
     image = view.batch.inputs[picture]
     maps = view.activations[picture, channels]
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    cells = (maps - low) / (high - low).clamp_min(1e-8)
+    cells = torch.where(high > low, (maps - low) / (high - low), 0)
     distinct, which = torch.unique(cells, dim=0, return_inverse=True)
     chunks = torch.split(distinct, view.batch.options.chunk)
     return view.batch.logits_of(masks(chunk, image.shape[-2:]) * image for chunk in chunks)[which]
@@ -38,7 +40,20 @@ def masks(cells: Tensor, size: Sequence[int]) -> Tensor:
     """[n,h,w] -> [n,1,*size] in 0..1, corner cells on the picture's corners."""
     large = F.interpolate(cells[:, None], tuple(size), mode="bilinear", align_corners=True)
     low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
-    return (large - low) / (high - low + 1e-8)
+    return torch.where(high > low, (large - low) / (high - low), 0)
+
+
+def _ablation_terms(view: LayerView, raw: Tensor) -> Tensor:
+    """(largest |logit|) / |y| |A_c| of the channels that were taken out: logits are rounded by parts of their size."""
+    batch, used = view.batch, (raw != 0).flatten(2).any(dim=2)[:, :, None, None]
+    size = batch.logits.abs().amax(dim=1) / _size(batch)
+    return size[:, None, None, None] * view.activations.abs() * used
+
+
+def _size(batch: Batch) -> Tensor:
+    """|y| [B], or where y is nothing but rounding, a millionth of the largest logit."""
+    largest = batch.logits.abs().amax(dim=1)
+    return torch.maximum(batch.scores.abs(), RESIDUE * torch.where(largest > 0, largest, 1))
 
 
 @layer_method(
@@ -46,6 +61,7 @@ def masks(cells: Tensor, size: Sequence[int]) -> Tensor:
     ("activations", "tail"),
     "1 forward of the tail per channel",
     "https://doi.org/10.1109/WACV45572.2020.9093360",
+    terms=_ablation_terms,
 )
 def ablationcam(view: LayerView) -> Tensor:
     """(y - y without channel c) / |y| A_c: the paper divides by y, which turns the map around where y is negative."""
@@ -53,7 +69,8 @@ def ablationcam(view: LayerView) -> Tensor:
     for picture in view.batch.asked:
         score, channels = view.batch.scores[picture], view.channels(picture)
         logits = view.once(f"ablated {picture}", partial(ablated_logits, view, picture, channels))
-        weights[picture, channels] = (score - logits @ view.batch.aims[picture]) / score.abs().clamp_min(1e-6)
+        weights[picture, channels] = score - logits @ view.batch.aims[picture]
+    weights = weights / _size(view.batch)[:, None]
     return weights[:, :, None, None] * view.activations
 
 
@@ -74,7 +91,14 @@ def without(activation: Tensor, channels: Tensor) -> Tensor:
     return copies
 
 
-@pixel_method("occlusion", ("scores",), "1 forward per patch", "https://arxiv.org/abs/1311.2901")
+def _occlusion_terms(batch: Batch, raw: Tensor) -> Tensor:
+    """[B,1,H,W], the largest |logit|: logits are rounded by parts of their size."""
+    return batch.logits.abs().amax(dim=1)[:, None, None, None].expand(-1, 1, *raw.shape[1:])
+
+
+@pixel_method(
+    "occlusion", ("scores",), "1 forward per patch", "https://arxiv.org/abs/1311.2901", terms=_occlusion_terms
+)
 def occlusion(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     """mean over the patches on a pixel of y - y with the patch muted to the mean colour."""
     patches = torch.stack(list(windows(batch.inputs.shape[-2:], batch.options.patch, batch.options.stride)))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from camcli.errors import MethodError
 from camcli.methods.biases import Bias, Biases
-from camcli.methods.gradient import gradcam
-from camcli.methods.maps import merge, resize, scale
+from camcli.methods.gradient import gradcam, gradcam_terms
+from camcli.methods.maps import merge, resize, rounding, scale
 from camcli.methods.rectifier import Rectified, Rule, deconvolved, guided
 from camcli.methods.view import Batch, LayerView, pixel_method
 
@@ -37,7 +37,8 @@ def deconvnet(batch: Batch, views: Sequence[LayerView]) -> Tensor:
 )
 def guided_gradcam(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     """Guided backprop times Grad-CAM's heat: fine detail, only where the class is."""
-    heat = merge([gradcam(view).sum(dim=1) for view in views]).heat
+    noises = [rounding(gradcam_terms(view, view.activations), view.number) for view in views]
+    heat = merge([gradcam(view).sum(dim=1) for view in views], noises=noises).heat
     return guided_backprop(batch, views) * resize(heat, batch.inputs.shape[-2:])
 
 

@@ -31,7 +31,7 @@ class Batch:
     inputs: float32 [B,3,H,W] as the model takes them. logits: float32 [B,K], without graph.
     aims: float32 [B,K]; the score of a picture is the product of its logits with its row, so a 1 asks for a class,
         and a -1 beside it asks why not rather that one. A row of zeros asks nothing.
-    module: the model. network: [N,3,H,W] -> float32 [N,K], in the precision of the run.
+    module: the model. network: [N,3,H,W] -> float32 [N,K], in the precision of the run. number: that precision.
     memo: results that hold for every target of the same batch.
     """
 
@@ -42,6 +42,7 @@ class Batch:
     network: Network
     options: OptionsConfig
     memo: dict[str, Any] = field(default_factory=dict)
+    number: torch.dtype = torch.float32
 
     @property
     def asked(self) -> list[int]:
@@ -110,7 +111,7 @@ class LayerView:
 
     activations: float32 [B,C,h,w]. backward: gives float32 [B,C,h,w], the gradient of the scores.
     tail: (picture, float32 [N,C,h,w]) -> float32 [N,K], the logits of that picture with other activations here.
-    layout, tokens: how the stored tensor is read, and the size of its second axis.
+    layout, tokens: how the stored tensor is read, and the size of its second axis. number: what it was stored as.
     memo: results that hold for every target of the same batch.
     """
 
@@ -120,6 +121,7 @@ class LayerView:
     tail: Tail
     layout: Layout
     tokens: int
+    number: torch.dtype = torch.float32
     memo: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -140,6 +142,9 @@ class LayerView:
         return order[strength[order] > 0][: self.batch.options.max_channels]
 
 
+LayerTerms = Callable[[LayerView, Tensor], Tensor]
+PixelTerms = Callable[[Batch, Tensor], Tensor]
+Terms = Callable[[Batch, Sequence[LayerView], Sequence[Tensor]], list[Tensor]]
 LayerCompute = Callable[[LayerView], Tensor]
 PixelCompute = Callable[[Batch, Sequence[LayerView]], Tensor]
 Compute = Callable[[Batch, Sequence[LayerView]], list[Tensor]]
@@ -154,6 +159,8 @@ class Method:
     cost: what a picture costs beside its forward pass. signed: negative values are shown, too.
     class_specific: the map depends on the class that is asked; otherwise there is one for each picture.
     formula: the first line of the function's docstring.
+    terms: for each raw map the magnitudes [B,N,h,w] of all that was added up to it, the N of a place being its
+        summands; None where nothing is known of them.
     """
 
     name: str
@@ -165,28 +172,43 @@ class Method:
     signed: bool
     formula: str
     class_specific: bool = True
+    terms: Terms | None = None
 
 
 METHODS: Registry[Method] = Registry("method")
 
 
 def layer_method(
-    name: str, needs: tuple[Need, ...], cost: str, paper: str, class_specific: bool = True
+    name: str,
+    needs: tuple[Need, ...],
+    cost: str,
+    paper: str,
+    class_specific: bool = True,
+    terms: LayerTerms | None = None,
 ) -> Callable[[LayerCompute], LayerCompute]:
-    """Registers a function from the view of a layer to raw maps."""
+    """Registers a function from the view of a layer to raw maps; terms: from the view and its raw maps to terms."""
 
     def decorate(compute: LayerCompute) -> LayerCompute:
         def each(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
             return [compute(view) for view in views]
 
-        METHODS.add(name, Method(name, each, needs, cost, paper, "layer", False, _formula(compute), class_specific))
+        def all_terms(batch: Batch, views: Sequence[LayerView], raws: Sequence[Tensor]) -> list[Tensor]:
+            return [terms(view, raw) if terms else raw for view, raw in zip(views, raws, strict=True)]
+
+        about = name, each, needs, cost, paper, "layer", False, _formula(compute), class_specific
+        METHODS.add(name, Method(*about, all_terms))  # type: ignore[arg-type]
         return compute
 
     return decorate
 
 
 def pixel_method(
-    name: str, needs: tuple[Need, ...], cost: str, paper: str, signed: bool = False
+    name: str,
+    needs: tuple[Need, ...],
+    cost: str,
+    paper: str,
+    signed: bool = False,
+    terms: PixelTerms | None = None,
 ) -> Callable[[PixelCompute], PixelCompute]:
     """Registers a function from a batch to raw maps [B,H,W] at the resolution of the model's input."""
 
@@ -194,7 +216,11 @@ def pixel_method(
         def one(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
             return [compute(batch, views)]
 
-        METHODS.add(name, Method(name, one, needs, cost, paper, "pixel", signed, _formula(compute)))
+        def its_terms(batch: Batch, views: Sequence[LayerView], raws: Sequence[Tensor]) -> list[Tensor]:
+            return [terms(batch, raw) for raw in raws] if terms else []
+
+        about = name, one, needs, cost, paper, "pixel", signed, _formula(compute), True
+        METHODS.add(name, Method(*about, its_terms if terms else None))  # type: ignore[arg-type]
         return compute
 
     return decorate
