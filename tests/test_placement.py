@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from camcli.config import Crop, InputConfig, OverlayConfig
 from camcli.engine import Engine, Explanation
-from camcli.geometry import hot_box, peak, place
+from camcli.geometry import hot_box, peak, place, strips
 from camcli.images import Picture, Preprocess, load_picture
 from camcli.layers import Layout, Tap, TargetLayer
 from camcli.methods import METHODS
@@ -106,3 +107,74 @@ def test_a_map_without_heat_has_no_peak_and_no_box() -> None:
     nothing = np.zeros((4, 4), dtype=np.float32)
     assert peak(nothing, Box(0, 0, 8, 8), 8, 8) is None
     assert hot_box(nothing, Box(0, 0, 8, 8), 8, 8) is None
+
+
+def single(row: int, column: int, shape: tuple[int, int] = (5, 7)) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """A map with one hot cell."""
+    heat = np.zeros(shape, dtype=np.float32)
+    heat[row, column] = 1
+    return heat
+
+
+WIDE = Box(10, 20, 150, 120)  # 7 x 5 cells of 20 px
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 3), (4, 6), (1, 5)])
+def test_the_box_of_one_hot_cell_is_that_cell(row: int, column: int) -> None:
+    """Half of the maximum is met half way to the neighbours, which is where the cell ends."""
+    x, y = 10 + 20 * column, 20 + 20 * row
+    assert hot_box(single(row, column), WIDE, 400, 300) == Box(x, y, x + 20, y + 20)
+    assert peak(single(row, column), WIDE, 400, 300) == (x + 10, y + 10)
+
+
+def test_the_box_holds_all_that_is_above_half_of_the_maximum() -> None:
+    heat = np.random.default_rng(3).random((5, 7), dtype=np.float32) ** 4
+    heat[1:4, 2:5] += 1
+    us, vs = ((np.arange(n * 8) + 0.5) / 8 - 0.5 for n in (7, 5))
+    rows = np.stack([np.interp(us, np.arange(7), row) for row in heat])
+    fine = np.stack([np.interp(vs, np.arange(5), column) for column in rows.T], axis=1)
+    ys, xs = np.nonzero(fine >= fine.max() / 2)
+    step = 20 / 8
+    expected = (
+        10 + xs.min() * step,
+        20 + ys.min() * step,
+        10 + (xs.max() + 1) * step,
+        20 + (ys.max() + 1) * step,
+    )
+    assert astuple(hot_box(heat, WIDE, 400, 300) or WIDE) == pytest.approx(expected)
+
+
+def test_box_and_peak_stay_on_the_image() -> None:
+    padded = Box(0, -40, 140, 60)  # cells of 20 px; the first two rows lie above the image
+    assert hot_box(single(1, 3), padded, 140, 20) is None
+    assert hot_box(single(2, 0), padded, 140, 20) == Box(0, 0, 20, 20)
+    both = single(0, 3) + 0.5 * single(3, 5)
+    assert peak(both, padded, 140, 60) == (110, 30)
+    assert peak(single(0, 3), padded, 140, 60) == (70, 0)
+    assert peak(single(4, 6), Box(0, 0, 140, 100), 130, 90) == (129, 89)
+    assert hot_box(single(4, 6), Box(0, 0, 140, 100), 130, 90) == Box(120, 80, 130, 90)
+
+
+@pytest.mark.parametrize(
+    ("seen", "region"),
+    [
+        (Box(10.5, 0, 20.5, 9), (10, 0, 21, 9)),
+        (Box(10.4, 0.6, 20.4, 8.6), (10, 1, 20, 9)),
+        (Box(-5, -5, 90, 90), (0, 0, 30, 20)),
+        (Box(12.6, 3.6, 12.9, 3.9), (13, 4, 14, 5)),
+        (Box(29.9, 19.9, 30, 20), (29, 19, 30, 20)),
+    ],
+)
+def test_the_pixels_seen_are_those_whose_centre_is(seen: Box, region: tuple[int, int, int, int]) -> None:
+    assert place(np.ones((2, 2), dtype=np.float32), seen, 30, 20)[0] == region
+
+
+def test_strips_are_the_whole_in_rows() -> None:
+    heat = np.random.default_rng(0).random((5, 7), dtype=np.float32)
+    seen = Box(3.3, -4.2, 83.3, 45.8)
+    region, grey = place(heat, seen, 90, 40)
+    parts = list(strips(heat, seen, 90, 40, 500))
+    assert [part[1] for part, _ in parts] == [0, *(part[3] for part, _ in parts[:-1])]
+    assert (parts[0][0][0], parts[-1][0][2:]) == (region[0], region[2:])
+    assert len(parts) == 7
+    assert np.concatenate([np.asarray(part) for _, part in parts]).tobytes() == np.asarray(grey).tobytes()
