@@ -1,0 +1,179 @@
+"""Results are kept exactly when all that decides about them is the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from camcli.config import RunConfig
+from camcli.fingerprint import fingerprint, identity, same_wish
+from camcli.models import LoadedModel, load_model
+from camcli.prepare import resolve_layers
+from tests.conftest import Ended
+from tests.test_resume import SMALL, pictures
+
+Camcli = Callable[..., Ended]
+
+# Every field of the config with another value than its default: those that decide about pixels and numbers, ...
+DECIDES: dict[str, Any] = {
+    "model.source": "timm",
+    "model.name": "other",
+    "model.kwargs": {"drop_rate": 0.1},
+    "model.num_classes": 5,
+    "model.activation": "softmax",
+    "methods": ["layercam"],
+    "smoothing": "aug",
+    "targets.top": 2,
+    "targets.above": 0.5,
+    "targets.classes": [1],
+    "targets.contrast": [1, 2],
+    "targets.else": "top1",
+    "overlay.format": "png",
+    "overlay.quality": 80,
+    "overlay.alpha": 0.4,
+    "overlay.colormap": "jet",
+    "overlay.signed_colormap": "bwr",
+    "overlay.grid": True,
+    "overlay.size": "model",
+    "overlay.scale": "run",
+    "options.max_channels": 8,
+    "options.patch": 64,
+    "options.stride": 8,
+    "options.steps": 8,
+    "options.samples": 8,
+    "options.noise": 0.2,
+    "report": False,
+    "maps": "npz",
+    "runtime.precision": "bf16",
+}
+# ... those that only say how fast or where, ...
+SPEED: dict[str, Any] = {
+    "runtime.device": "cuda:1",
+    "runtime.batch_size": 3,
+    "runtime.threads": 2,
+    "runtime.compile": True,
+    "options.chunk": 4,
+}
+# ... and those whose effect is known only once the model is loaded, and counts in its place.
+RESOLVED: dict[str, Any] = {
+    "model.weights": "other.pth",
+    "model.weights_sha256": "0" * 64,
+    "model.labels": "labels.txt",
+    "layer": ["layer3"],
+    "input.size": [32, 32],
+    "input.mean": [0.1, 0.1, 0.1],
+    "input.std": [0.2, 0.2, 0.2],
+    "input.interpolation": "nearest",
+    "input.crop": "pad",
+}
+FOUND: dict[str, Any] = {
+    "weights_sha256": "1" * 64,
+    "labels": ["a", "c"],
+    "layers": [[{"path": "b"}]],
+    "preprocess": {"mean": [0.0]},
+    "schema_version": 2,
+}
+PLAIN: dict[str, Any] = {
+    "config": RunConfig().model_dump(mode="json"),
+    "weights_sha256": "0" * 64,
+    "labels": ["a", "b"],
+    "layers": [[{"path": "a"}]],
+    "preprocess": {"mean": [0.5]},
+    "schema_version": 1,
+}
+
+
+def fields(model: type[BaseModel], above: str = "") -> Iterator[str]:
+    """The dotted names of all fields of a config, as they stand in a dumped one."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from fields(inner, f"{above}{name}.")
+        else:
+            yield above + (field.alias or name)
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The dumped default config with another value at `path`."""
+    section, _, name = path.rpartition(".")
+    config = RunConfig().model_dump(mode="json")
+    inside = config[section] if section else config
+    assert inside[name] != value
+    return {**config, **({section: {**inside, name: value}} if section else {name: value})}
+
+
+def of(**other: Any) -> str:
+    """The fingerprint of the default config and what was found for it, but for what is given."""
+    return fingerprint(identity(**{**PLAIN, **other}))
+
+
+def test_every_field_of_the_config_is_decided_upon() -> None:
+    assert sorted(fields(RunConfig)) == sorted([*DECIDES, *SPEED, *RESOLVED])
+
+
+@pytest.mark.parametrize("path", DECIDES)
+def test_what_decides_about_results_is_in_the_fingerprint(path: str) -> None:
+    assert of(config=changed(path, DECIDES[path])) != of()
+    assert not same_wish(changed(path, DECIDES[path]), PLAIN["config"])
+
+
+@pytest.mark.parametrize("path", SPEED)
+def test_what_only_changes_speed_is_not(path: str) -> None:
+    assert of(config=changed(path, SPEED[path])) == of()
+    assert same_wish(changed(path, SPEED[path]), PLAIN["config"])
+
+
+@pytest.mark.parametrize("path", RESOLVED)
+def test_what_a_model_resolves_counts_by_what_was_found(path: str) -> None:
+    assert of(config=changed(path, RESOLVED[path])) == of()
+    assert not same_wish(changed(path, RESOLVED[path]), PLAIN["config"])
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_is_in_the_fingerprint(name: str) -> None:
+    assert sorted(FOUND) == sorted(set(PLAIN) - {"config"})
+    assert of(**{name: FOUND[name]}) != of()
+
+
+def renamed(model: LoadedModel) -> dict[str, Any]:
+    """The same network with other labels, preprocessing, weights or activation."""
+    preprocess = dataclasses.replace(model.preprocess, mean=(0.25, 0.25, 0.25))
+    return {"labels": ("x", *model.labels[1:]), "preprocess": preprocess, "weights_sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("labels", "model.labels_sha256: "),
+        ("preprocess", "input.mean: "),
+        ("weights_sha256", "model.weights_sha256: "),
+        ("layer", "layer: "),
+    ],
+)
+def test_a_run_does_not_mix_what_another_model_would_give(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, told: str
+) -> None:
+    """The config is the same to the letter, as after an upgrade of a library or another file at the same path."""
+    folder, out = pictures(tmp_path / "in", 2), tmp_path / "out"
+    assert camcli("run", folder, "--out", out, *SMALL).code == 0
+    pictures(folder, 3)
+
+    def load(*words: Any) -> LoadedModel:
+        model = load_model(*words)
+        return dataclasses.replace(model, **{field: renamed(model)[field]})
+
+    def resolve(model: LoadedModel, config: RunConfig) -> Any:
+        return resolve_layers(model, config.model_copy(update={"layer": ("layer3",)}))
+
+    if field == "layer":
+        monkeypatch.setattr("camcli.prepare.resolve_layers", resolve)
+    else:
+        monkeypatch.setattr("camcli.prepare.load_model", load)
+    ended = camcli("run", folder, "--out", out, *SMALL)
+    assert ended.code == 2, ended.err
+    assert told in ended.err
