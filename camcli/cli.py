@@ -69,6 +69,21 @@ schema_app = typer.Typer(help="JSON Schemas of what camcli writes.", no_args_is_
 app.add_typer(config_app, name="config")
 app.add_typer(schema_app, name="schema")
 
+
+def _folder(name: str) -> Path:
+    """The parser of an output folder's name, which an unset variable leaves empty."""
+    if not name:
+        raise ConfigError("the name of the output folder is empty; name one, such as heatmaps (is a variable not set?)")
+    return Path(name)
+
+
+def _file(name: str) -> Path:
+    """The same for a file."""
+    if not name:
+        raise ConfigError("the name of the JUnit file is empty; name one, such as junit.xml (is a variable not set?)")
+    return Path(name)
+
+
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML config; without one: the embedded demo model.")
 ]
@@ -136,7 +151,7 @@ def run(
     inputs: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, @list.txt, or - for paths on standard input.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", parser=_folder, metavar="FOLDER", help="Run folder to write.")],
     config: ConfigOption = None,
     model: ModelOption = None,
     overrides: SetOption = None,
@@ -170,13 +185,14 @@ def run(
     profile: Annotated[
         bool, typer.Option("--profile", help="Say where the time went and what bounds the run.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing unless something fails.")] = False,
     json_: JsonOption = False,
     log_format: Annotated[
         Literal["text", "json"], typer.Option("--log-format", help="Of messages on standard error.")
     ] = "text",
     junit: Annotated[
-        Path | None, typer.Option("--junit", help="Also write a JUnit file, a test case an image.")
+        Path | None,
+        typer.Option("--junit", parser=_file, metavar="FILE", help="Also write a JUnit file, a test case an image."),
     ] = None,
 ) -> None:
     """Explain images: overlays, JSON reports and a manifest below --out. A second run does only what is missing."""
@@ -188,6 +204,7 @@ def run(
     from camcli.shard import shard_of
 
     loaded = _load(config, model, [*_runtime(device, threads), *(overrides or [])])
+    _refuse_no_folder(out)
     items = discover(inputs, ext or EXTENSIONS, limit, out, root)
     part = shard_of(shard, os.environ)
     job = Job(loaded.config, items, out, offline, shard=part, asked=asked(inputs, ext, limit, root))
@@ -199,7 +216,24 @@ def run(
         return
     if not quiet:
         _announce(job, shard is None)
+        _warn_of_mixing(inputs, out)
     raise typer.Exit(_run(job, quiet, json_, junit, profile))
+
+
+def _refuse_no_folder(out: Path) -> None:
+    """Raises ConfigError where a file is in the way of the folder `out`."""
+    found = next((place for place in (out, *out.parents) if os.path.lexists(place)), None)
+    if found is not None and not found.is_dir():
+        raise ConfigError(f"--out {out}: {found} is no folder; name another, such as --out {found}-heatmaps")
+
+
+def _warn_of_mixing(inputs: list[str], out: Path) -> None:
+    if any(os.path.isdir(name) and os.path.realpath(name) == os.path.realpath(out) for name in inputs):
+        console.say(
+            f"warning: --out {out} is also a folder of inputs, so overlays and reports go beside the images (and are "
+            "never taken for inputs); a folder of its own keeps them apart",
+            "warning",
+        )
 
 
 def _runtime(device: str | None, threads: int | None) -> list[str]:
@@ -235,7 +269,7 @@ def _run(job: Job, quiet: bool, json_: bool, junit: Path | None, profile: bool) 
         console.print_json(manifest)
     if not quiet and ended is None:
         console.print_notes(manifest["notes"])
-    if not quiet:
+    if not quiet or report.failed:
         console.print_summary(report, ended is not None, job.config.targets.above)
     if profile and ended is None:
         console.print_profile(manifest["profile"], report.seconds)
@@ -247,18 +281,19 @@ def _perform(job: Job, quiet: bool) -> tuple[RunReport, dict[str, Any]]:
     from camcli.progress import Progress
 
     with (
-        Progress(None if quiet else sys.stderr, console.is_json()) as progress,
+        Progress(sys.stderr, console.is_json(), quiet) as progress,
         Interrupt(progress.tell_now) as interrupt,
     ):
         from camcli.pipeline import perform
 
         outcome = perform(job, progress, interrupt)
+    console.print_failures(progress.first, progress.failed)
     return outcome.report, outcome.manifest
 
 
 @app.command(cls=_Command)
 def status(
-    out: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path, typer.Argument(parser=_folder, metavar="OUT", help="Run folder.")],
     check: Annotated[
         Literal["stat", "hash"],
         typer.Option("--check", help="An input is unchanged by its size and time, or by its hash."),
@@ -278,7 +313,9 @@ def status(
 
 @app.command(cls=_Command)
 def merge(
-    out: Annotated[Path, typer.Argument(help="Run folder whose parts were made with --shard.")],
+    out: Annotated[
+        Path, typer.Argument(parser=_folder, metavar="OUT", help="Run folder whose parts were made with --shard.")
+    ],
     json_: JsonOption = False,
 ) -> None:
     """Join the parts of a run into results.jsonl and run.json; exit code 1 where parts are missing."""
@@ -343,7 +380,10 @@ def methods(json_: JsonOption = False) -> None:
 @app.command(cls=_Command, epilog="Example: [b]camcli dff photos --out concepts --concepts 5[/b]\n\n" + EXIT_CODES)
 def dff(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, @list.txt, or - for paths on stdin.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for overlays/ and concepts.json.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", parser=_folder, metavar="FOLDER", help="Folder for overlays/ and concepts.json."),
+    ],
     concepts: Annotated[int, typer.Option("--concepts", "-k", min=1, max=64, help="How many to look for.")] = 5,
     root: RootOption = None,
     config: ConfigOption = None,
@@ -356,8 +396,11 @@ def dff(
     from camcli.concepts import factorise
     from camcli.inputs import discover
 
+    loaded = _load(config, model, overrides)
+    _refuse_no_folder(out)
+    _warn_of_mixing(inputs, out)
     items = discover(inputs, out=out, root=root)
-    found = factorise(_load(config, model, overrides).config, items, out, concepts, offline)
+    found = factorise(loaded.config, items, out, concepts, offline)
     if json_:
         console.print_json(found)
     else:

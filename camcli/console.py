@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from camcli.doctor import Diagnosis
     from camcli.methods import Method
     from camcli.models import Entry
-    from camcli.records import RunReport
+    from camcli.records import Failure, RunReport
     from camcli.status import Standing
     from camcli.stopwatch import Step
 
@@ -88,6 +88,18 @@ def print_notes(notes: Sequence[str]) -> None:
     """What a user should know of the layers of a run."""
     for note in notes:
         say(f"note: {note}")
+
+
+def print_failures(first: Sequence[Failure], failed: int) -> None:
+    """The first of `failed` images that failed in a run, and why; a JSON log has named all of them."""
+    if _Talk.as_json:
+        return
+    for failure in first:
+        reason = failure.message.removeprefix(f"{failure.source}: ")
+        stage = "" if failure.stage in ("read", "decode") else f"{failure.stage}: "
+        say(f"failed: {one_line(failure.id)}: {one_line(stage + reason)}")
+    if failed > len(first):
+        say(f"failed: {failed - len(first)} more, all in results.jsonl")
 
 
 def print_summary(report: RunReport, settled: bool, above: float | None) -> None:

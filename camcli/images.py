@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from camcli.config import Crop, InputConfig, Interpolation
 from camcli.errors import ItemError
@@ -144,6 +144,9 @@ def _decoded(path: Path, preprocess: Preprocess | None) -> tuple[Image.Image, in
                 return _to_rgb(_upright(image)), shrunk
     except ItemError:
         raise
+    except UnidentifiedImageError as error:
+        reason = f"not an image that camcli reads; it reads {', '.join(_readable())}"
+        raise ItemError("decode", type(error).__name__, f"{path}: {reason}") from None
     except OSError as error:
         stage: Stage = "decode" if error.errno is None else "read"
         raise ItemError(stage, type(error).__name__, f"{path}: {error.strerror or error}") from None
@@ -178,8 +181,13 @@ def _check_readable(path: Path) -> None:
 
 def _open(path: Path) -> Image.Image:
     """Only formats that Pillow decodes itself: others start programs on the file, such as Ghostscript."""
+    return Image.open(path, formats=_readable())
+
+
+def _readable() -> list[str]:
+    """The formats that this Pillow was built with."""
     Image.init()
-    return Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def _upright(image: Image.Image) -> Image.Image:

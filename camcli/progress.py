@@ -14,14 +14,20 @@ from camcli.events import event_line
 from camcli.records import Failure
 
 LINE_SECONDS = 60.0
+NAMED = 5
 
 
 class Progress:
-    """Counts records on `stream`; silent when `stream` is None."""
+    """Counts records on `stream`; silent when `stream` is None. quiet: of JSON lines, only those about failures.
 
-    def __init__(self, stream: TextIO | None, as_json: bool = False) -> None:
+    first: the first few failures, for the summary.
+    """
+
+    def __init__(self, stream: TextIO | None, as_json: bool = False, quiet: bool = False) -> None:
         self.stream = stream
         self.as_json = as_json
+        self.quiet = quiet
+        self.first: list[Failure] = []
         self.total = self.count = self.kept = self.failed = 0
         self._start = self._last = time.monotonic()
         self._bar: tqdm | None = None  # type: ignore[type-arg]
@@ -39,13 +45,15 @@ class Progress:
         """`total` images, of which `kept` are there from an earlier run."""
         self.total, self.count, self.kept = total, kept, kept
         self._start = self._last = time.monotonic()
-        if self.stream is not None and self.stream.isatty() and not self.as_json:
+        if self.stream is not None and self.stream.isatty() and not (self.as_json or self.quiet):
             self._bar = tqdm(total=total, initial=kept, unit="image", file=self.stream, dynamic_ncols=True)
 
     def advance(self, failure: Failure | None) -> None:
         """One more record."""
         self.count += 1
         self.failed += failure is not None
+        if failure and len(self.first) < NAMED:
+            self.first.append(failure)
         if self._bar is not None:
             self._bar.update()
             if failure:
@@ -55,7 +63,7 @@ class Progress:
 
     def tell_now(self, text: str) -> None:
         """Say `text` from a signal handler: past the stream's buffer, which may be in the middle of a write."""
-        if self.stream is None:
+        if self.stream is None or self.quiet:
             return
         line = event_line("note", message=text) if self.as_json else text
         with suppress(OSError, ValueError):
@@ -64,7 +72,7 @@ class Progress:
     def _log(self, failure: Failure | None) -> None:
         if failure and self.as_json:
             self._event("failed", id=failure.id, stage=failure.stage, kind=failure.kind, message=failure.message)
-        if time.monotonic() - self._last >= LINE_SECONDS:
+        if not self.quiet and time.monotonic() - self._last >= LINE_SECONDS:
             self._line()
 
     def _line(self) -> None:

@@ -127,7 +127,7 @@ def test_exit_codes_of_what_the_user_gets_wrong(camcli: Camcli, pictures: Path, 
         (pictures, *out, *TINY, "-s", "targets=[9]"): (2, "class 9 is not one of the model's 0..3"),
         (pictures, *out, *TINY, "-s", "layer=layer5"): (2, "layer5"),
         (pictures, *out, *TINY, "-s", "runtime.device=cuda:99"): (2, "runtime.device"),
-        (pictures, "--out", tmp_path / "file", *TINY): (3, "cannot be written"),
+        (pictures, "--out", tmp_path / "file", *TINY): (2, "file is no folder; name another"),
         (pictures,): (2, "--out"),
     }
     for words, (code, sentence) in expected.items():

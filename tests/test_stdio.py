@@ -101,11 +101,11 @@ def started(*words: object, **how: Any) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([sys.executable, "-m", "camcli", *map(str, words)], capture_output=True, timeout=60, **how)
 
 
-def test_characters_that_the_terminal_lacks_are_escaped(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps({"status": "finished", "inputs": {}}))
-    record = {"id": "日.jpg", "source": "/日.jpg", "status": "failed", "stage": "read", "kind": "E", "message": "m"}
-    (tmp_path / "results.jsonl").write_text(json.dumps(record) + "\n")
-    ended = started("status", tmp_path, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+def test_characters_that_the_terminal_lacks_are_escaped(camcli: Camcli, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "日.jpg").write_text("no picture")
+    assert camcli("run", tmp_path / "in", "--out", tmp_path / "out", *TINY).code == 1
+    ended = started("status", tmp_path / "out", env={**os.environ, "PYTHONIOENCODING": "latin-1"})
     assert (ended.returncode, ended.stderr) == (1, b"")
     assert b"\\u65e5.jpg" in ended.stdout
 
