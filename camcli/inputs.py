@@ -217,6 +217,8 @@ def _as_named(name: str, here: str) -> _Place:
 
 
 def _standard_input() -> str:
+    if sys.stdin is None:
+        raise ConfigError("-: standard input is closed, so no paths can be read from it")
     binary = getattr(sys.stdin, "buffer", None)
     return _decoded("-", binary.read()) if binary else sys.stdin.read()
 
