@@ -26,6 +26,7 @@ from camcli.methods import LayerView
 from camcli.methods.factors import DFF, concepts_of, weights_of
 from camcli.models import load_model
 from camcli.prepare import cores, device, resolve_layers
+from camcli.records import Precision
 from camcli.rundir import RunDir
 from camcli.storage import fitted
 from camcli.writers.concepts import colours, concept_overlay
@@ -82,7 +83,9 @@ class _Factors:
         model = load_model(config.model, config.input, offline)
         layer = resolve_layers(model, config)[:1]
         runtime = config.runtime
-        self.engine = Engine(model, layer, [DFF], device(runtime.device), runtime.precision, config.options)
+        # Concepts of a whole folder cannot be checked image by image, so `auto` is fp32 here.
+        precision: Precision = "fp32" if runtime.precision == "auto" else runtime.precision
+        self.engine = Engine(model, layer, [DFF], device(runtime.device), precision, config.options)
 
     def learn(self, items: Sequence[Item]) -> None:
         """Find the concepts in a sample, then their classes and strengths in part of it."""

@@ -208,8 +208,8 @@ class RuntimeConfig(Section):
     batch_size: Positive | Literal["auto"] = Field(16, description="Pictures per forward pass; auto: measured.")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
         "fp32",
-        description="Of the forward pass; maps stay fp32. auto: 16 bits where the hardware has them and the first "
-        "pictures do not notice.",
+        description="Of the forward pass; maps stay fp32. auto: 16 bits where the hardware has them and they pay, and "
+        "fp32 for each image whose answer they may have changed.",
     )
     compile: Switch = Field(False, description="Compile the network with torch.compile: a slow start for long runs.")
     threads: Positive | None = Field(None, description="Cores to work on; null: all.")

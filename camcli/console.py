@@ -145,6 +145,8 @@ def _print_counts(report: RunReport) -> None:
     new = report.done + report.failed - report.kept
     table.add_row("explained", str(report.done), f"{new / report.seconds:.1f} images/s" if report.seconds else "")
     table.add_row("failed", str(report.failed), escape(_by_kind(report)))
+    if report.redone:
+        table.add_row("in fp32", str(report.redone), "explained again, since 16 bits left their answers in doubt")
     if report.kept:
         table.add_row("kept", str(report.kept), "from an earlier run")
     if report.skipped:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from camcli.layers import Tap, TargetLayer
 from camcli.methods import Batch, LayerView, Method
 from camcli.methods.maps import REASONS, Maps, along, mean_of, merge, principal, rounding
 from camcli.models.loaded import LoadedModel
-from camcli.records import Heatmap, Prediction
+from camcli.records import Heatmap, Precision, Prediction
 from camcli.stopwatch import Stopwatch
 from camcli.tap import Past, Tail, cut, noting
 from camcli.targets import Chooser, ranked
@@ -44,10 +44,14 @@ class Explanation:
     """What the engine found for one picture: predictions, most probable first, and heatmaps by target and method.
 
     A map that is the same for every class stands once, beside those of the first target.
+    logits, probabilities: float32 [K], of all classes, as a forward pass in `precision` gives them.
     """
 
     top: tuple[Prediction, ...]
     heatmaps: tuple[Heatmap, ...]
+    logits: NDArray[np.float32] = field(compare=False, repr=False)
+    probabilities: NDArray[np.float32] = field(compare=False, repr=False)
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ class Engine:
         layers: Sequence[TargetLayer],
         methods: Sequence[Method],
         device: torch.device | str = "cpu",
-        precision: str = "fp32",
+        precision: Precision = "fp32",
         options: OptionsConfig | None = None,
         smoothing: Smoothing = "none",
         against: int | None = None,
@@ -106,6 +110,12 @@ class Engine:
         twin.module = copy.deepcopy(self.module, shared)
         twin.model = replace(self.model, module=twin.module)
         return twin
+
+    def at(self, precision: Precision) -> Engine:
+        """This engine, module and all, with forward passes in another precision."""
+        other = copy.copy(self)
+        other.precision = precision
+        return other
 
     def _refuse_unsmoothable(self) -> None:
         for method in self.methods:
@@ -298,7 +308,8 @@ class Engine:
                 of = None if index is None or not method.class_specific else prediction(index)
                 raw = heat, low, high, bool(reason), method.signed
                 heatmaps.append(Heatmap(method.name, self.layer, of, *raw, against if of else None, reason))
-        return Explanation(tuple(prediction(k) for k in ranked(probabilities, TOP)), tuple(heatmaps))
+        top = tuple(prediction(k) for k in ranked(probabilities, TOP))
+        return Explanation(top, tuple(heatmaps), logits, probabilities, self.precision)
 
 
 def _arrays(rounds: list[list[Maps]]) -> list[list[Maps]]:

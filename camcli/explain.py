@@ -27,6 +27,8 @@ def explain(
     """
     painter = Painter(config, ready.engines[0], folder, fingerprint)
     choose = chooser(config.targets, ready.model.labels)
-    stream = Stream(ready.engines, choose, ready.batch_size, cores(config), stopped, painter.whole)
+    stream = Stream(
+        ready.engines, choose, ready.batch_size, cores(config), stopped, painter.whole, ready.precision.guard
+    )
     with torch_threads(max(1, cores(config) // len(ready.engines))):
         yield from painter.outcomes(stream, items)

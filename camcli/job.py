@@ -56,7 +56,8 @@ def settled(job: Job) -> tuple[RunReport, manifest.Manifest] | None:
     if not ledger.clean or any(e.fingerprint != found["fingerprint"][:SHORT] for e in ledger.entries.values()):
         return None
     work = plan(job.mine, ledger, job.out, job.policy)
-    return None if work.todo or work.vanished else (_report(job, work, ledger), found)
+    used = found["precision"]["used"]
+    return None if work.todo or work.vanished else (_report(job, work, ledger, used), found)
 
 
 def _same_job(job: Job, found: manifest.Manifest) -> bool:
@@ -81,7 +82,7 @@ def _same_files(config: RunConfig, found: manifest.Manifest) -> bool:
     return bool((state.sha256 if state else None) == found["model"]["weights_sha256"])
 
 
-def _report(job: Job, work: Plan, ledger: Ledger) -> RunReport:
+def _report(job: Job, work: Plan, ledger: Ledger, precision: str) -> RunReport:
     kept = [ledger.entries[name] for name in work.kept]
     failures = manifest.failures(kept)
     failed = failures.total()
@@ -95,4 +96,5 @@ def _report(job: Job, work: Plan, ledger: Ledger) -> RunReport:
         failures=dict(sorted(failures.items())),
         kept=len(work.kept),
         without_evidence=manifest.without_evidence(kept, job.config.targets.above),
+        redone=manifest.redone(kept, precision),
     )

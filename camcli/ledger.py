@@ -22,6 +22,7 @@ class Entry:
     files: size in bytes by path below the run folder. stage, kind, message: empty when the picture was explained.
     heatmaps: how many it has, of which `classes` are of a class and `empty` without evidence.
     likeliest: the probability of its most probable class.
+    precision: in which it was, empty when it was not or nobody noted it.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Entry:
     stage: str
     kind: str
     message: str
+    precision: str
     offset: int
     length: int
     heatmaps: int = 0
@@ -141,6 +143,7 @@ def entry_of(record: dict[str, Any], offset: int, length: int) -> Entry:
         "" if done else _text(record["stage"]),
         "" if done else _text(record["kind"]),
         "" if done else _text(record["message"]),
+        _text(record.get("precision") or "") if done else "",
         offset,
         length,
         *_evidence(record),

@@ -39,6 +39,7 @@ def closing(
         "failures": report.failures,
         "without_evidence": report.without_evidence,
         "fingerprints": dict(sorted(Counter(entry.fingerprint for entry in entries.values()).items())),
+        "precisions": precisions(entries.values()),
         "resumed": {"kept": report.kept, "vanished": report.vanished},
     }
 
@@ -72,6 +73,16 @@ def libraries(entries: Iterable[Entry], earlier: Manifest | None, current: Mappi
     if earlier:
         known = {"": earlier["versions"], **earlier.get("libraries", {}), **known}
     return {key: known.get(key, {}) for key in sorted({entry.versions for entry in entries})}
+
+
+def precisions(entries: Iterable[Entry]) -> dict[str, int]:
+    """How many images were explained in which precision."""
+    return dict(sorted(Counter(entry.precision for entry in entries if entry.precision).items()))
+
+
+def redone(entries: Iterable[Entry], precision: str) -> int:
+    """How many images of a run in `precision` were explained again in fp32."""
+    return 0 if precision == "fp32" else precisions(entries).get("fp32", 0)
 
 
 def failures(entries: Iterable[Entry]) -> Counter[str]:

@@ -17,7 +17,7 @@ from camcli.resume import refuse_another_config, refuse_strange
 from camcli.rundir import RunDir, read_manifest, results_file
 from camcli.shard import Shard
 
-_SUMMED = ("failures", "without_evidence", "fingerprints", "resumed", "counts", "profile")
+_SUMMED = ("failures", "without_evidence", "fingerprints", "resumed", "counts", "profile", "precisions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def _joined(manifests: Sequence[manifest.Manifest]) -> manifest.Manifest:
     for field in _SUMMED:
         total: Counter[str] = Counter()
         for one in manifests:
-            total.update(one[field])
+            total.update(one.get(field, {}))
         joined[field] = {name: round(value, 3) for name, value in sorted(total.items())}
     joined["libraries"] = {key: value for one in manifests for key, value in one.get("libraries", {}).items()}
     joined["started"] = min(one["started"] for one in manifests)

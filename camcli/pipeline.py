@@ -77,7 +77,8 @@ def perform(job: Job, progress: Progress, interrupt: Interrupt | None, prepared:
             recorder.record(outcomes, progress.advance)
         folder.settle([item.id for item in job.mine], work.vanished)
         seconds = round(time.monotonic() - clock, 3)
-        summary = _summary(job, work, recorder, seconds, interrupt.exit_code if interrupt else 0)
+        code = interrupt.exit_code if interrupt else 0
+        summary = _summary(job, work, recorder, ready.precision.used, seconds, code)
         ended = manifest.closing(settings, summary, folder.ledger.entries, bool(interrupt and interrupt.exit_code))
         ended["libraries"] = manifest.libraries(folder.ledger.entries.values(), folder.earlier, settings["versions"])
         ended["profile"] = stopwatch.rounded()
@@ -110,7 +111,8 @@ def _outcomes(
 ) -> Generator[painter.Outcome]:
     """Of all that is to do, in this process or, where there are several devices, in one process each."""
     if len(ready.devices) > 1 and work.todo:
-        task = Task(ready.settled(job.config), job.out, job.suffix, settings["fingerprint"], job.offline)
+        settled = ready.settled(job.config), ready.precision
+        task = Task(*settled, job.out, job.suffix, settings["fingerprint"], job.offline)
         return in_processes(task, ready.devices, work.todo, stopped, ready.engines[0].stopwatch)
     return explain(job.config, ready, folder, settings["fingerprint"], work.todo, stopped)
 
@@ -137,7 +139,7 @@ def _planned(job: Job, folder: RunDir, settings: dict[str, Any]) -> Plan:
     return work
 
 
-def _summary(job: Job, work: Plan, recorder: Recorder, seconds: float, interrupted: int) -> RunReport:
+def _summary(job: Job, work: Plan, recorder: Recorder, precision: str, seconds: float, interrupted: int) -> RunReport:
     recorded = [recorder.folder.ledger.entries[name] for name in (*work.kept, *recorder.seen)]
     failures = manifest.failures(recorded)
     records = recorder.folder.ledger.entries.values()
@@ -151,6 +153,7 @@ def _summary(job: Job, work: Plan, recorder: Recorder, seconds: float, interrupt
         failures=dict(sorted(failures.items())),
         kept=len(work.kept),
         vanished=len(work.vanished),
+        redone=manifest.redone(recorded, precision),
         foreign=sum(entry.fingerprint != recorder.fingerprint for entry in records),
         without_evidence=manifest.without_evidence(recorded, job.config.targets.above),
     )
@@ -161,7 +164,10 @@ def _settings(job: Job, ready: Prepared, started: datetime) -> dict[str, Any]:
     model, config = ready.model, job.config.model_dump(mode="json")
     taps = [[asdict(tap) for tap in layer.taps] for layer in ready.layers]
     preprocess = asdict(model.preprocess)
-    used = {**config, "runtime": {**config["runtime"], "precision": ready.precision.used}}
+    chosen: dict[str, Any] = {"precision": ready.precision.used}
+    if ready.precision.guard:
+        chosen["guard"] = asdict(ready.precision.guard)
+    used = {**config, "runtime": {**config["runtime"], **chosen}}
     who = identity(used, model.weights_sha256, model.labels, taps, preprocess, SCHEMA_VERSION)
     found = {
         "schema_version": manifest.VERSION,

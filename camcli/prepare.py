@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,11 @@ from camcli.inputs import Item
 from camcli.layers import Candidate, TargetLayer, list_candidates, resolve_cached
 from camcli.methods import METHODS
 from camcli.models import LoadedModel, load_model
-from camcli.precision import Choice, choose_precision
+from camcli.precision import Choice, Guard, choose_precision
 from camcli.stopwatch import Stopwatch
+from camcli.stream import redo_size
 from camcli.targets import against, chooser
-from camcli.tuning import tune, twins, warm_up
+from camcli.tuning import compile_backbone, tune, twins, warm_up
 from camcli.versions import versions
 
 PROBED = 16
@@ -60,8 +62,8 @@ class Prepared:
         return stopwatch
 
     def settled(self, config: RunConfig) -> RunConfig:
-        """`config` without choices left to make."""
-        chosen = {"precision": self.precision.used, "batch_size": self.batch_size}
+        """`config` without a batch size left to find."""
+        chosen = {"batch_size": self.batch_size}
         return config.model_copy(update={"runtime": config.runtime.model_copy(update=chosen)})
 
 
@@ -71,22 +73,27 @@ def prepare(
     offline: bool = False,
     earlier: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
+    precision: Choice | None = None,
 ) -> Prepared:
     """Ready to explain `items`; earlier: manifest of a run with the same wishes, whose choices are kept.
 
-    batch_size: exactly so many pictures per forward pass, however few there are.
+    batch_size: exactly so many pictures per forward pass, however few there are. precision: as chosen before.
     Raises ConfigError, ModelError, LayerError or MethodError.
     """
     runtime = config.runtime
     devices = devices_of(runtime.device)
     engine, layers = _engine(config, devices[0], offline)
-    precision = _precision(config, engine, items, earlier)
+    tune(engine, compile_=False)
+    precision = precision or _precision(config, engine, items, earlier)
     engine.precision = precision.used
-    tune(engine, runtime.compile)
+    if runtime.compile:
+        compile_backbone(engine)
     engines = _at_once(config, devices)
     size = batch_size or _batch_size(config, engine, len(items), engines * len(devices), earlier)
     if runtime.compile:
         warm_up(engine, size)
+    if runtime.compile and precision.guard:
+        warm_up(engine.at("fp32"), redo_size(size))
     if len(devices) > 1:
         engine.module.to("cpu")  # each process has an engine of its own
     return Prepared(twins(engine, engines), layers, precision, size, devices)
@@ -111,14 +118,17 @@ def _precision(config: RunConfig, engine: Engine, items: Sequence[Item], earlier
     if asked != "auto":
         return Choice(asked, "as asked")
     if earlier and "precision" in earlier:
-        return Choice(earlier["precision"]["used"], earlier["precision"]["why"])
-    return choose_precision(engine, _first_inputs(items, engine.model.preprocess))
+        known = earlier["precision"]
+        return Choice(known["used"], known["why"], Guard(**known["guard"]) if known.get("guard") else None)
+    choose = chooser(config.targets, engine.model.labels)
+    return choose_precision(engine, len(items), lambda: _some_inputs(items, engine.model.preprocess), choose)
 
 
-def _first_inputs(items: Sequence[Item], preprocess: Preprocess) -> Tensor:
-    """The model's inputs, uint8 [B,H,W,3], of the first pictures that can be read."""
+def _some_inputs(items: Sequence[Item], preprocess: Preprocess) -> Tensor:
+    """The model's inputs, uint8 [B,H,W,3], of pictures from all over the run that can be read."""
     found: list[NDArray[np.uint8]] = []
-    for item in items[: 4 * PROBED]:
+    step = max(1, len(items) // PROBED)
+    for item in islice(chain.from_iterable(items[start::step] for start in range(step)), 4 * PROBED):
         if len(found) == PROBED:
             break
         try:

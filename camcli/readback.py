@@ -28,9 +28,17 @@ class _Model(_Read):
     weights_sha256: str | None
 
 
+class _Guard(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    logits: float
+    maps: dict[str, float]
+
+
 class _Precision(_Read):
     used: Literal["fp32", "bf16", "fp16"]
     why: str
+    guard: _Guard | None = None
 
 
 class _Shard(_Read):

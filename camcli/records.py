@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
 Stage = Literal["read", "decode", "forward", "write"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,10 @@ class Heatmap:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """All that was found for one picture; size is (width, height) in pixels after EXIF orientation."""
+    """All that was found for one picture; size is (width, height) in pixels after EXIF orientation.
+
+    precision: of the forward pass that these numbers come from.
+    """
 
     id: str
     source: str
@@ -89,6 +93,7 @@ class ImageResult:
     top: tuple[Prediction, ...]
     heatmaps: tuple[Heatmap, ...]
     file: FileState | None = None
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,7 @@ class RunReport:
 
     vanished: pictures of an earlier run whose files are gone. foreign: records that were made with another config.
     without_evidence: how many of `done` have little to see, by what they lack (`manifest.without_evidence`).
+    redone: pictures of a run in 16 bits that were explained again in fp32.
     """
 
     done: int
@@ -122,3 +128,4 @@ class RunReport:
     vanished: int = 0
     foreign: int = 0
     without_evidence: dict[str, int] = field(default_factory=dict)
+    redone: int = 0

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from camcli import geometry, versions
-from camcli.records import Box, Failure, FileState, Heatmap, ImageResult, Prediction, Stage
+from camcli.records import Box, Failure, FileState, Heatmap, ImageResult, Precision, Prediction, Stage
 
 _SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
 
@@ -89,6 +89,9 @@ class ImageRecord(_Record):
     )
     model: ModelRecord
     layer: str
+    precision: Precision | None = Field(
+        None, description="Of the forward pass; fp32 in a run in 16 bits: those left this image's answer in doubt."
+    )
     top: list[RankedRecord]
     heatmaps: list[HeatmapRecord]
     maps: list[str] = Field(description="Raw map files below the run folder, empty unless asked for.")
@@ -143,6 +146,7 @@ def image_record(
         seen=_corners(result.seen),
         model=model,
         layer=layer,
+        precision=result.precision,
         top=[RankedRecord(rank=i, **_target(p)) for i, p in enumerate(result.top, start=1)],
         heatmaps=[_heatmap(h, o, result) for h, o in zip(result.heatmaps, overlays, strict=True)],
         maps=maps,

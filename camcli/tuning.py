@@ -18,24 +18,28 @@ def tune(engine: Engine, compile_: bool) -> None:
     Methods that look at all pixels or biases get the network as it was built; raises ConfigError where one of them
     meets `compile`, or where nothing can be compiled.
     """
-    pixels = [method.name for method in engine.methods if "pixels" in method.needs]
-    if compile_ and pixels:
-        raise ConfigError(f"runtime.compile: {pixels[0]} looks into the network, so it cannot be compiled")
-    inputs = engine.normalise(_noise(engine.model.preprocess.size))
-    if not pixels:
-        fold(engine.module, inputs, engine.taps)
+    if not _looking_inside(engine):
+        fold(engine.module, _noise(engine), engine.taps)
     engine.module.to(memory_format=torch.channels_last)
     if compile_:
-        _compile(engine, inputs)
+        compile_backbone(engine)
 
 
-def _noise(size: Sequence[int]) -> torch.Tensor:
-    """uint8 [1,H,W,3]: unlike one flat colour, it reaches what networks do with edges."""
-    return torch.randint(256, (1, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def _looking_inside(engine: Engine) -> list[str]:
+    return [method.name for method in engine.methods if "pixels" in method.needs]
 
 
-def _compile(engine: Engine, inputs: torch.Tensor) -> None:
-    """Compile the modules that have finished when the first tap is reached, and the tap's own."""
+def _noise(engine: Engine) -> torch.Tensor:
+    """float32 [1,3,H,W]: unlike one flat colour, it reaches what networks do with edges."""
+    size = (1, *engine.model.preprocess.size, 3)
+    return engine.normalise(torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+
+
+def compile_backbone(engine: Engine) -> None:
+    """Compile the modules that have finished when the first tap is reached, and the tap's own; raises ConfigError."""
+    if names := _looking_inside(engine):
+        raise ConfigError(f"runtime.compile: {names[0]} looks into the network, so it cannot be compiled")
+    inputs = _noise(engine)
     with torch.no_grad(), noting(engine.module, engine.taps) as past, cut(engine.module, engine.taps):
         engine.network(inputs)
     first = min(past.values(), key=len)

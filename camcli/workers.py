@@ -24,6 +24,7 @@ from camcli.inputs import Item
 from camcli.interrupt import signals_held
 from camcli.memory import keep_freed_memory
 from camcli.painter import Outcome
+from camcli.precision import Choice
 from camcli.prepare import cores, prepare
 from camcli.rundir import RunDir
 from camcli.stopwatch import Step, Stopwatch
@@ -34,9 +35,10 @@ READY = "ready"
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What all workers have in common; precision and batch size of `config` are settled."""
+    """What all workers have in common; the batch size of `config` is settled, and so is `precision`."""
 
     config: RunConfig
+    precision: Choice
     out: Path
     suffix: str
     fingerprint: str
@@ -141,7 +143,7 @@ def _work(task: Task, items: Sequence[Item], sender: Connection, halt: Event) ->
 def _explained(task: Task, items: Sequence[Item], sender: Connection, halt: Event) -> dict[Step, float]:
     batch_size = task.config.runtime.batch_size
     assert isinstance(batch_size, int), "settled before workers start"
-    ready = prepare(task.config, items, task.offline, batch_size=batch_size)
+    ready = prepare(task.config, items, task.offline, batch_size=batch_size, precision=task.precision)
     sender.send(READY)
     stopwatch = ready.start_clock()
     folder = RunDir(task.out, task.suffix)

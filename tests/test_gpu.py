@@ -14,6 +14,7 @@ import torch
 from camcli.engine import Engine
 from camcli.layers import resolve_layer
 from camcli.precision import native
+from camcli.records import Precision
 from camcli.tuning import tune
 from tests.conftest import SHAPES, Ended, loaded
 from tests.test_engine import GRADCAM, correlation, explanations, pixels
@@ -28,7 +29,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 0.999), ("bf16", 0.98)])
-def test_maps_are_those_of_the_cpu(precision: str, least: float) -> None:
+def test_maps_are_those_of_the_cpu(precision: Precision, least: float) -> None:
     torch.manual_seed(0)
     module = timm.create_model("resnet50", num_classes=5)
     layer = resolve_layer(module, (224, 224))
@@ -57,7 +58,8 @@ def test_the_main_job_finds_on_the_gpu_what_it_finds_on_the_cpu(camcli: Camcli, 
             assert np.abs(np.subtract(one["peak"], other["peak"])).max() <= 10
 
 
-def test_precision_and_batch_size_are_chosen(camcli: Camcli, tmp_path: Path) -> None:
+def test_precision_and_batch_size_are_chosen(camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camcli.precision.WORTHWHILE", 1)
     told = demo(camcli, tmp_path / "out", "-s", "runtime.precision=auto", "-s", "runtime.batch_size=auto")
     assert told["precision"]["used"] == (native(torch.device("cuda")) or "fp32")
 

@@ -31,7 +31,7 @@ from camcli.methods.maps import (
     scale_signed,
 )
 from camcli.models import LoadedModel
-from camcli.records import Box, Heatmap, ImageResult, Prediction
+from camcli.records import Box, Heatmap, ImageResult, Precision, Prediction
 from tests import oracles, tuned
 from tests.conftest import loaded
 from tests.nets import inputs
@@ -132,7 +132,7 @@ class Stream(nn.Module):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_map_that_drowns_in_the_rounding_of_its_summands_is_empty(precision: str) -> None:
+def test_a_map_that_drowns_in_the_rounding_of_its_summands_is_empty(precision: Precision) -> None:
     module = Stream().eval().requires_grad_(False)
     exact = copy.deepcopy(module).double()
     a, g = oracles.activation_and_gradient(exact, "stream", inputs(1, 64).double(), 1)
@@ -185,7 +185,7 @@ def test_a_component_of_equal_cells_is_empty() -> None:
 
 @pytest.mark.parametrize("name", ["timm/resnet18d", "torchvision/shufflenet_v2_x0_5"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_no_map_that_is_right_is_called_rounding(name: str, precision: str) -> None:
+def test_no_map_that_is_right_is_called_rounding(name: str, precision: Precision) -> None:
     module, x = tuned.build(name, 64), inputs(1, 64)
     exact, right = copy.deepcopy(module).double(), 0
     for output in tuned.drawn(module, x, 3, 6):

@@ -17,6 +17,7 @@ import pytest
 from camcli import workers
 from camcli.config import RunConfig
 from camcli.errors import InternalError
+from camcli.precision import Choice
 from tests.conftest import Ended, save_picture
 from tests.test_resume import SMALL, contents, pictures
 from tests.test_run import TINY, manifest
@@ -148,7 +149,7 @@ def test_a_defect_in_a_process_comes_back_with_its_log(tmp_path: Path, monkeypat
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(os, "_exit", lambda code: None)
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    task = workers.Task(RunConfig(), tmp_path, "", "", offline=True)
+    task = workers.Task(RunConfig(), Choice("fp32", ""), tmp_path, "", "", offline=True)
     workers._work(task, [], sender, multiprocessing.Event())
     error = receiver.recv()
     assert isinstance(error, InternalError)

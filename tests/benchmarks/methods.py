@@ -35,6 +35,7 @@ from camcli.images import Preprocess
 from camcli.layers import Layout, Tap, TargetLayer, resolve_layer
 from camcli.methods import METHODS
 from camcli.models import LoadedModel, load_model
+from camcli.records import Precision
 from tests import peers
 
 TARGET = 7
@@ -154,7 +155,7 @@ def their_seconds(name: str, module: nn.Module, x: Tensor, share: float) -> floa
     return time.process_time() - start
 
 
-def our_engine(name: str, module: nn.Module, precision: str, share: float) -> Engine:
+def our_engine(name: str, module: nn.Module, precision: Precision, share: float) -> Engine:
     """For one method, with the package's chunk size."""
     preprocess = Preprocess((224, 224), (224, 224), (0, 0, 0), (1, 1, 1), "bilinear", "center")
     labels = tuple(map(str, range(1000)))
