@@ -198,21 +198,25 @@ def run(
     """Explain images: overlays, JSON reports and a manifest below --out. A second run does only what is missing."""
     if log_format == "json":
         console.talk_json()
-    from camcli.inputs import EXTENSIONS, asked, discover
+    from camcli.formats import EXTENSIONS
+    from camcli.inputs import asked, by_extension, discover
     from camcli.job import Job
     from camcli.resume import Policy
     from camcli.shard import shard_of
 
     loaded = _load(config, model, [*_runtime(device, threads), *(overrides or [])])
     _refuse_no_folder(out)
-    items = discover(inputs, ext or EXTENSIONS, limit, out, root)
+    others: set[str] = set()
+    items = discover(inputs, ext or EXTENSIONS, limit, out, root, others=others)
+    skipped = by_extension(others)
     part = shard_of(shard, os.environ)
-    job = Job(loaded.config, items, out, offline, shard=part, asked=asked(inputs, ext, limit, root))
+    job = Job(loaded.config, items, out, offline, Policy(), part, asked(inputs, ext, limit, root), skipped)
     errors = "0" if fail_fast else max_errors
     limit_of_errors = None if errors is None else _max_errors(errors, len(job.mine))
     job = replace(job, policy=Policy(fresh, keep_going, retry_failed, check, limit_of_errors))
     if dry_run:
         console.print_plan([item.id for item in job.mine], out, json_)
+        console.print_skipped(skipped, bool(ext))
         return
     if not quiet:
         _announce(job, shard is None)
@@ -271,6 +275,8 @@ def _run(job: Job, quiet: bool, json_: bool, junit: Path | None, profile: bool) 
         console.print_notes(manifest["notes"])
     if not quiet or report.failed:
         console.print_summary(report, ended is not None, job.config.targets.above)
+        if not console.is_json():
+            console.print_skipped(report.skipped_files, bool((job.asked or {}).get("ext")))
     if profile and ended is None:
         console.print_profile(manifest["profile"], report.seconds)
     return report.exit_code
@@ -394,12 +400,14 @@ def dff(
 ) -> None:
     """Deep feature factorisation: the concepts that all images share, one colour each, and the classes they raise."""
     from camcli.concepts import factorise
-    from camcli.inputs import discover
+    from camcli.inputs import by_extension, discover
 
     loaded = _load(config, model, overrides)
     _refuse_no_folder(out)
     _warn_of_mixing(inputs, out)
-    items = discover(inputs, out=out, root=root)
+    others: set[str] = set()
+    items = discover(inputs, out=out, root=root, others=others)
+    console.print_skipped(by_extension(others), False)
     found = factorise(loaded.config, items, out, concepts, offline)
     if json_:
         console.print_json(found)

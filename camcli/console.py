@@ -121,6 +121,15 @@ def print_summary(report: RunReport, settled: bool, above: float | None) -> None
         say(line)
 
 
+def print_skipped(found: Mapping[str, int], asked: bool) -> None:
+    """How many files in the folders were passed over for their extension; asked: the user said which to take."""
+    from camcli.inputs import in_words
+
+    if found:
+        what = "of another extension" if asked else "not an image extension"
+        say(f"skipped {sum(found.values())} files, {what}: {in_words(found)}", "skipped", files=dict(found))
+
+
 def evidence_lines(found: Mapping[str, int], above: float | None) -> list[str]:
     """What was explained without much to see, in words."""
     words = {

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from camcli.config import Crop, InputConfig, Interpolation
 from camcli.errors import ItemError
+from camcli.formats import FORMATS
 from camcli.records import Box, Stage
 
 _FILTERS = {
@@ -27,7 +28,6 @@ _FILTERS = {
 }
 # Pillow first shrinks by whole factors to this multiple of the size: four times as fast, at most 3 grey levels apart.
 REDUCING_GAP = 2.5
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "MPO", "JPEG2000", "AVIF", "ICO")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -187,7 +187,7 @@ def _open(path: Path) -> Image.Image:
 def _readable() -> list[str]:
     """The formats that this Pillow was built with."""
     Image.init()
-    return [name for name in _FORMATS if name in Image.OPEN]
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from camcli.errors import ConfigError, NoInputsError
+from camcli.formats import EXTENSIONS
 from camcli.records import FileState
 from camcli.storage import PRODUCTS
 
 _RESULTS = re.compile(r"results(-\d+-of-\d+)?\.jsonl|concepts\.json")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+MOST_NAMED = 6
+_MANIFEST = re.compile(r"run(-\d+-of-\d+)?\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ def discover(
     out: Path | None = None,
     root: str | None = None,
     folder: str | None = None,
+    others: set[str] | None = None,
 ) -> list[Item]:
     """The pictures behind `names`: files, folders, globs, `@list.txt`, and `-` for paths on standard input.
 
@@ -56,22 +60,43 @@ def discover(
     Ids: below the only input, a folder, the path below it; with several inputs that path after the folder's own name.
     What is named by its file, a glob or a list has the path that it is named by. With `root` each id is the path below
     that folder. Raises NoInputsError when nothing is found, and ConfigError for a name that does not exist, a path that
-    is not below `root`, and two pictures with the same id.
+    is not below `root`, and two pictures with the same id. The files in searched folders that have other extensions are
+    added to `others`.
     """
     wanted = tuple(e.lower() if e.startswith(".") else f".{e.lower()}" for e in extensions)
     places = _places(names, root, folder or os.getcwd())
     found: dict[str, str] = {}
+    passed: set[str] = set()
     for place in places:
-        paths = _walk(place.path, wanted) if os.path.isdir(place.path) else [place.path]
+        paths = _walk(place.path, wanted, passed) if os.path.isdir(place.path) else [place.path]
         for path in paths:
             found.setdefault(path, _id(place, path))
     if out is not None:
         is_output = _produced(out)
         found = {path: name for path, name in found.items() if not is_output(os.path.dirname(path))}
+        passed = {path for path in passed if not is_output(os.path.dirname(path))}
+    passed -= found.keys()
     if not found:
-        raise NoInputsError(f"no picture in {', '.join(names)}: looked for {' '.join(wanted)}; --ext adds others")
+        there = f" (there: {in_words(by_extension(passed))})" if passed else ""
+        raise NoInputsError(
+            f"no picture in {', '.join(names)}: looked for {' '.join(wanted)}; --ext adds others{there}"
+        )
+    if others is not None:
+        others |= passed
     _refuse_equal_ids(found)
     return [Item(name, Path(path)) for path, name in list(found.items())[:limit]]
+
+
+def by_extension(paths: Iterable[str]) -> dict[str, int]:
+    """How many files have which extension, in lower case, the most frequent first."""
+    counted = Counter(os.path.splitext(path)[1].lower() for path in paths)
+    return dict(sorted(counted.items(), key=lambda one: (-one[1], one[0] == "", one[0])))
+
+
+def in_words(counted: Mapping[str, int]) -> str:
+    """The most frequent extensions, such as `21 .ico, 2 without`."""
+    shown = [f"{number} {extension or 'without'}" for extension, number in list(counted.items())[:MOST_NAMED]]
+    return ", ".join(shown) + ", …" * (len(counted) > MOST_NAMED)
 
 
 def root_of(name: str, path: str) -> str:
@@ -246,10 +271,11 @@ def _listed(text: str) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def _walk(top: str, extensions: tuple[str, ...]) -> Iterator[str]:
+def _walk(top: str, extensions: tuple[str, ...], others: set[str]) -> Iterator[str]:
     """Files below `top` in order of name; links to folders are followed, but never in a circle.
 
-    A folder that cannot be read is given out itself, so that the run has a record of it.
+    A folder that cannot be read is given out itself, so that the run has a record of it. Files of other extensions are
+    added to `others`.
     """
     stack = [(iter([(top, True)]), frozenset[tuple[int, int]]())]
     while stack:
@@ -260,6 +286,8 @@ def _walk(top: str, extensions: tuple[str, ...]) -> Iterator[str]:
         elif not is_folder:
             if path.lower().endswith(extensions):
                 yield path
+            else:
+                others.add(path)
         elif (inner := _entries(path)) is None:
             yield path
         elif (here := _identity(path)) not in above:
@@ -279,8 +307,17 @@ def _entries(folder: str) -> list[tuple[str, bool]] | None:
     except OSError:
         return None
     names = [entry.name for entry in entries]
-    skipped = PRODUCTS if any(_RESULTS.fullmatch(n) for n in names) else ()
-    return [(e.path, _is_folder(e)) for e in entries if not e.name.startswith(".") and e.name not in skipped]
+    own = _is_own if any(_RESULTS.fullmatch(n) for n in names) else _is_never
+    return [(e.path, _is_folder(e)) for e in entries if not e.name.startswith(".") and not own(e.name)]
+
+
+def _is_own(name: str) -> bool:
+    """Whether camcli wrote what is called so in a run folder."""
+    return name in PRODUCTS or bool(_RESULTS.fullmatch(name) or _MANIFEST.fullmatch(name))
+
+
+def _is_never(name: str) -> bool:
+    return False
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class Job:
     """One run, or one part of it.
 
     items: all pictures of the run; shard: the part to explain, None for all. asked: what the user named, for the
-    manifest.
+    manifest. skipped_files: how many files were passed over, by their extension.
     """
 
     config: RunConfig
@@ -35,6 +35,7 @@ class Job:
     policy: Policy = Policy()  # noqa: RUF009 - frozen
     shard: Shard | None = None
     asked: Mapping[str, Any] | None = None
+    skipped_files: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def mine(self) -> list[Item]:
@@ -97,4 +98,5 @@ def _report(job: Job, work: Plan, ledger: Ledger, precision: str) -> RunReport:
         kept=len(work.kept),
         without_evidence=manifest.without_evidence(kept, job.config.targets.above),
         redone=manifest.redone(kept, precision),
+        skipped_files=dict(job.skipped_files),
     )

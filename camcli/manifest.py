@@ -38,6 +38,7 @@ def closing(
         "counts": {"done": report.done, "failed": report.failed, "skipped": report.skipped},
         "failures": report.failures,
         "without_evidence": report.without_evidence,
+        "skipped_files": report.skipped_files,
         "fingerprints": dict(sorted(Counter(entry.fingerprint for entry in entries.values()).items())),
         "precisions": precisions(entries.values()),
         "resumed": {"kept": report.kept, "vanished": report.vanished},

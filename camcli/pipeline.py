@@ -156,6 +156,7 @@ def _summary(job: Job, work: Plan, recorder: Recorder, precision: str, seconds: 
         redone=manifest.redone(recorded, precision),
         foreign=sum(entry.fingerprint != recorder.fingerprint for entry in records),
         without_evidence=manifest.without_evidence(recorded, job.config.targets.above),
+        skipped_files=dict(job.skipped_files),
     )
 
 

@@ -115,6 +115,7 @@ class RunReport:
     vanished: pictures of an earlier run whose files are gone. foreign: records that were made with another config.
     without_evidence: how many of `done` have little to see, by what they lack (`manifest.without_evidence`).
     redone: pictures of a run in 16 bits that were explained again in fp32.
+    skipped_files: files in the folders that were passed over, by their extension.
     """
 
     done: int
@@ -129,3 +130,4 @@ class RunReport:
     foreign: int = 0
     without_evidence: dict[str, int] = field(default_factory=dict)
     redone: int = 0
+    skipped_files: dict[str, int] = field(default_factory=dict)

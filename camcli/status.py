@@ -13,7 +13,8 @@ from camcli import manifest
 from camcli.claim import lock_file
 from camcli.errors import CamcliError, ConfigError
 from camcli.fingerprint import SHORT
-from camcli.inputs import EXTENSIONS, Item, discover
+from camcli.formats import EXTENSIONS
+from camcli.inputs import Item, discover
 from camcli.ledger import Ledger, read_ledger
 from camcli.lock import is_held
 from camcli.merge import shards_in

@@ -15,7 +15,7 @@ PACKAGE = Path(camcli.__file__).parent
 ROWS = (
     ("records", "events"),
     ("errors",),
-    ("registry", "storage", "readback", "versions"),
+    ("registry", "storage", "readback", "versions", "formats"),
     ("lock",),
     (
         *("geometry", "config", "claim", "progress", "interrupt", "demo"),
