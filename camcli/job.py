@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,10 @@ def _same_job(job: Job, found: manifest.Manifest) -> bool:
 
 def _same_files(config: RunConfig, found: manifest.Manifest) -> bool:
     labels, weights = config.model.labels, found["model"]["weights"]
-    if labels and labels_hash(read_labels(Path(labels).expanduser())) != found["identity"]["model"]["labels_sha256"]:
+    if (
+        labels
+        and labels_hash(read_labels(Path(os.path.expanduser(labels)))) != found["identity"]["model"]["labels_sha256"]
+    ):
         return False
     state = None if weights == "none" else state_of(Path(weights))
     return bool((state.sha256 if state else None) == found["model"]["weights_sha256"])

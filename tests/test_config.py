@@ -311,3 +311,38 @@ def test_else_is_called_else_wherever_a_config_is_written(camcli: Callable[..., 
     config = load_config(None, ["targets={above: 0.25, else: top1}"]).config
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
     jsonschema.validate({"targets": {"above": 0.25, "else": "top1"}}, json_schema())
+
+
+@pytest.mark.parametrize(
+    ("text", "ok"),
+    [
+        ("options: {patch: 16, stride: 16}", True),
+        ("options: {patch: 16, stride: 17}", False),
+        ("overlay: {alpha: 0}", True),
+        ("overlay: {alpha: 1.0}", True),
+        ("overlay: {quality: 101}", False),
+        ("runtime: {threads: 0}", False),
+        ("targets: yes", False),
+        ("targets: 0", True),
+        ("model: {source: timm, name: x, kwargs: {a: {b: {c: {d: {e: [1]}}}}}}", True),
+    ],
+)
+def test_limits_are_where_they_are_said_to_be(tmp_path: Path, text: str, ok: bool) -> None:
+    if ok:
+        config_of(tmp_path, text)
+    else:
+        assert error_of(tmp_path, text)
+
+
+def test_words_in_place_of_weights_are_no_files(tmp_path: Path) -> None:
+    for word in ("pretrained", "none"):
+        assert config_of(tmp_path, f"model: {{source: timm, name: x, weights: {word}}}\n").model.weights == word
+
+
+def test_an_override_of_a_section_takes_the_places_of_its_fields(tmp_path: Path) -> None:
+    said = error_of(tmp_path, "overlay:\n  alpha: 0.3\n", "overlay={alpha: 2}")
+    assert said.startswith("--set overlay: overlay.alpha: ")
+
+
+def test_an_override_that_chooses_no_model_keeps_the_demo() -> None:
+    assert load_config(None, ["maps=npz"]).config.targets == load_config(None).config.targets

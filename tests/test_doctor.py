@@ -43,3 +43,14 @@ def test_weights_that_are_gone_are_named(camcli: Camcli, tmp_path: Path, monkeyp
     ended = camcli("doctor")
     assert ended.code == 1
     assert "gone.safetensors" in ended.out
+
+
+def test_the_size_of_a_cache_counts_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from camcli.doctor import caches
+
+    blobs = tmp_path / "hub" / "checkpoints" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "a").write_bytes(b"x" * 100)
+    (blobs.parent / "link").symlink_to(blobs / "a")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert caches()["torchvision"] == (str(blobs.parent), 100)

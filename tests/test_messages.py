@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from camcli.events import event_line
-from camcli.records import Failure
+from camcli.records import Failure, RunReport
 from tests.conftest import Ended, save_picture
 from tests.test_faults import small_disk
 from tests.test_run import TINY, lines
@@ -150,3 +150,59 @@ def test_events_are_one_line_each() -> None:
     told: dict[str, Any] = json.loads(event_line("note", message="a\nb\u2028\x1b"))
     assert told["message"] == "a\nb\u2028\x1b"
     assert len(event_line("note", message="a\nb\u2028\x1b").splitlines()) == 1
+
+
+def test_the_rate_is_of_what_this_run_did(capfd: pytest.CaptureFixture[str]) -> None:
+    from camcli import console
+
+    console.talk_text()
+    report = RunReport(done=11, failed=1, skipped=3, seconds=2.0, out="o", exit_code=1, failures={"E": 1}, kept=8)
+    console.print_summary(report, False, None)
+    said = capfd.readouterr().err
+    assert "2.0 images/s" in said
+    assert "not reached  3" in said
+
+
+def test_methods_are_listed_with_all_that_is_known_of_them(camcli: Camcli) -> None:
+    from camcli.methods import listed
+
+    known: dict[str, dict[str, Any]] = {
+        m.name: {"needs": list(m.needs), "cost": m.cost, "paper": m.paper} for m in listed()
+    }
+    told = {
+        row["name"]: {key: row[key] for key in ("needs", "cost", "paper")}
+        for row in json.loads(camcli("methods", "--json").out)
+    }
+    assert told == known
+    table = camcli("methods").out
+    assert all(name in table and about["paper"] in table for name, about in known.items())
+
+
+def test_the_tree_of_layers_marks_what_is_of_no_use(capfd: pytest.CaptureFixture[str]) -> None:
+    from camcli import console
+
+    layout = {"kind": "nchw", "grid": [2, 3], "prefix": 0}
+    common = {
+        "type": "Conv2d",
+        "shape": [1, 4, 2, 3],
+        "layout": layout,
+        "live": True,
+        "live_cells": 1.0,
+        "chosen": False,
+    }
+    console.print_layers(
+        [
+            {**common, "path": "a"},
+            {**common, "path": "a.b", "chosen": True},
+            {**common, "path": "a.c", "live": False, "live_cells": 0.0},
+            {**common, "path": "d", "layout": None},
+        ]
+    )
+    said = capfd.readouterr().out.splitlines()[1:]
+    assert [("no gradient" in line, "<- chosen" in line, "no layout" in line) for line in said] == [
+        (False, False, False),
+        (False, True, False),
+        (True, False, False),
+        (False, False, True),
+    ]
+    assert "2x3" in said[0]

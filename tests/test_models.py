@@ -137,3 +137,59 @@ def test_the_demo_needs_no_network_and_no_cache(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
     assert camcli("run", SHAPES, "--out", tmp_path / "out", "--limit", "1", "--offline").code == 0
+
+
+def test_the_activation_is_the_users_or_that_of_the_source() -> None:
+    assert load_model(ModelConfig(), InputConfig()).activation == "sigmoid"
+    assert load_model(ModelConfig(activation="softmax"), InputConfig()).activation == "softmax"
+    random = ModelConfig(source="timm", name="test_resnet", weights="none")
+    assert load_model(random, InputConfig()).activation == "softmax"
+
+
+def test_random_weights_are_the_same_each_time_and_leave_the_callers_numbers_alone() -> None:
+    config = ModelConfig(source="timm", name="test_resnet", weights="none")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one = load_model(config, InputConfig()).module.state_dict()
+    assert torch.equal(torch.rand(3), expected)
+    two = load_model(config, InputConfig()).module.state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_labels_of_another_head_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camcli.models.timm.labels", lambda config, module: ("ant", "bee"))
+    config = {"source": "timm", "name": "test_resnet", "weights": "none"}
+    for classes, expected in ((2, ("ant", "bee")), (3, ("class_0", "class_1", "class_2"))):
+        model = load_model(ModelConfig.model_validate({**config, "num_classes": classes}), InputConfig())
+        assert model.labels == expected
+
+
+@pytest.mark.parametrize(("crop", "expected"), [("center", "center"), ("squash", "squash"), ("border", "pad")])
+def test_the_preprocessing_of_timm_is_that_of_its_data_config(
+    monkeypatch: pytest.MonkeyPatch, crop: str, expected: str
+) -> None:
+    from camcli.models import timm as source
+
+    data = {"input_size": (3, 128, 256), "crop_pct": 0.8, "crop_mode": crop, "interpolation": "random"}
+    monkeypatch.setattr(source, "resolve_data_config", lambda model: {**data, "mean": (0.1,) * 3, "std": (0.2,) * 3})
+    found = source.preprocess(ModelConfig(source="timm", name="test_resnet"), torch.nn.Identity())
+    assert (found.size, found.resize) == ((128, 256), (160, 320))
+    assert (found.crop, found.interpolation, found.mean, found.std) == (expected, "bilinear", (0.1,) * 3, (0.2,) * 3)
+
+
+def test_another_input_size_of_torchvision_keeps_the_share_that_is_cut_away() -> None:
+    from camcli.models import torchvision as source
+
+    config = ModelConfig(source="torchvision", name="vit_b_16.IMAGENET1K_V1", kwargs={"image_size": 112})
+    found = source.preprocess(config, torch.nn.Identity())
+    assert (found.size, found.resize) == ((112, 112), (128, 128))
+
+
+def test_weights_of_torchvisions_inceptions_meet_the_input_that_they_were_trained_on() -> None:
+    from camcli.models import torchvision as source
+
+    with torch.device("meta"):
+        for weights, transformed in (("x.pth", True), ("none", False)):
+            config = ModelConfig(source="torchvision", name="inception_v3", weights=weights)
+            assert bool(source.build(config, None).transform_input) == transformed

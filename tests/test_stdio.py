@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, TextIO
 
 import pytest
 
-from camcli import crash
+from camcli import crash, stdio
 from camcli.cli import main
 from camcli.versions import versions
 from tests.conftest import Ended, save_picture
@@ -188,3 +189,22 @@ def test_libraries_without_metadata_are_unknown(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("camcli.versions.version", missing)
     assert versions()["torch"] == "unknown"
     assert versions()["camcli"] != "unknown"
+
+
+def test_a_slow_reader_loses_nothing() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    received: list[bytes] = []
+
+    def read() -> None:
+        with open(reader, "rb") as pipe:
+            received.append(pipe.read())
+
+    thread = threading.Thread(target=read)
+    with open(writer, "wb", buffering=0):
+        text = stdio.Output(stdio.Outlet(writer), "utf-8", line_buffering=False)
+        thread.start()
+        text.write("x" * 300_000)
+        assert text.loss() is None
+    thread.join()
+    assert received == [b"x" * 300_000]

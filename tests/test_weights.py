@@ -323,3 +323,17 @@ def test_a_file_with_weights_works_offline(
     assert camcli(*words).code == 0
     assert [record["status"] for record in lines(tmp_path / "out")] == ["done"]
     assert no_way_out == []
+
+
+def test_averaged_weights_are_preferred_and_a_tensor_of_zeros_is_no_fault(tmp_path: Path, state: State) -> None:
+    trained = {name: torch.zeros_like(t) if name == "fc.bias" else t for name, t in state.items()}
+    raw = {name: t + 1 for name, t in state.items()}
+    torch.save({"state_dict": raw, "state_dict_ema": trained, "epoch": 3}, tmp_path / "w.pth")
+    found = read_state_dict(tmp_path / "w.pth")
+    assert all(torch.equal(found[name], trained[name]) for name in trained)
+
+
+def test_the_head_of_a_file_keeps_the_order_of_its_classes(tmp_path: Path, state: State) -> None:
+    save_file(state, tmp_path / "w.safetensors")
+    model: Any = load(tmp_path / "w.safetensors")
+    assert all(torch.equal(model.module.state_dict()[name], state[name]) for name in state)
