@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,6 +104,38 @@ def test_records_stay_whole_when_their_disk_fails(
     monkeypatch.setattr(storage, "write_all", torn)
     assert camcli("run", folder, "--out", out, *SMALL).code == 3
     assert len(lines(out)) == 3
+
+
+def refuse_to_sync_folders(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """`os.fsync` fails for a folder with the error `number`; the descriptors that it was asked for, as it goes."""
+    asked: list[int] = []
+    fsync = os.fsync
+
+    def refusing(descriptor: int) -> None:
+        asked.append(descriptor)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    return asked
+
+
+def test_a_file_system_that_cannot_sync_a_folder_is_written_to(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = refuse_to_sync_folders(monkeypatch, errno.EINVAL)
+    storage.write_atomic(tmp_path / "file", b"whole", sync=True)
+    assert (tmp_path / "file").read_bytes() == b"whole"
+    assert len(asked) == 2  # the file and its folder
+    assert camcli("run", pictures(tmp_path / "in", 2), *SMALL, "--out", tmp_path / "out").code == 0
+    assert len(lines(tmp_path / "out")) == 2
+
+
+def test_a_folder_that_fails_to_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_to_sync_folders(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"):
+        storage.write_atomic(tmp_path / "file", b"whole", sync=True)
 
 
 def test_one_file_that_cannot_be_written_is_one_failure(camcli: Camcli, tmp_path: Path) -> None:
