@@ -28,6 +28,7 @@ from torchvision.models.convnext import CNBlockConfig
 from camcli.console import print_layers
 from camcli.errors import LayerError
 from camcli.layers import Layout, Tap, TargetLayer, list_candidates, resolve_layer
+from camcli.layers.awake import awake
 from camcli.layers.cache import cache_directory, resolve_cached
 from camcli.layers.cuts import cut_points, smallest_cut, vertex
 from camcli.layers.probe import pictures
@@ -294,12 +295,21 @@ def test_a_layer_that_serves_other_classes_than_the_likeliest_is_accepted() -> N
     assert "75%" in layer.note  # three classes of the four likeliest
 
 
+def test_a_layer_of_few_channels_that_all_get_a_gradient_is_chosen() -> None:
+    torch.manual_seed(0)
+    body = nn.Conv2d(3, 8, 8, stride=8), nn.Tanh(), nn.Conv2d(8, 2, 1), nn.Tanh()
+    module = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, CLASSES))
+    assert resolve_layer(frozen(module), (64, 96)).name == "3"
+
+
 def test_a_layer_that_serves_no_class_is_refused() -> None:
     with pytest.raises(LayerError, match="'unused' is dead"):
         resolve_layer(frozen(LoudClass()), (64, 64), "unused")
 
 
-@pytest.mark.parametrize(("stride", "bias", "expected"), [(1, 0.8, "body"), (1, 0.2, "body"), (2, 0.2, "rectify")])
+@pytest.mark.parametrize(
+    ("stride", "bias", "expected"), [(1, 0.8, "body"), (1, 0.2, "body"), (1, -0.3, "rectify"), (2, 0.2, "rectify")]
+)
 def test_class_maps_are_chosen_only_where_no_layer_of_several_channels_is_as_late(
     stride: int, bias: float, expected: str
 ) -> None:
@@ -446,6 +456,58 @@ def test_zero_initialised_weights_do_not_hide_the_last_layer() -> None:
     assert resolve_layer(module, (64, 96)).name == "blocks.2.norm1"
 
 
+def trained() -> nn.Module:
+    """With biases that are zero and batch norms that have seen images whose mean is zero."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    nn.init.zeros_(module[0].bias)  # type: ignore[arg-type]
+    module[1].running_var.fill_(0.5)  # type: ignore[operator]
+    return frozen(module)
+
+
+def test_a_trained_network_is_searched_as_it_is() -> None:
+    module = trained()
+    assert awake(module, torch.zeros(1, 3, 8, 8)) is module
+
+
+def test_a_fresh_batch_norm_takes_the_statistics_of_the_images_in_a_copy() -> None:
+    module = trained()
+    module[1].running_var.fill_(1)  # type: ignore[index]
+    images = torch.randn(4, 3, 8, 8)
+    woken = awake(module, images)
+    assert woken is not module
+    assert not any(child.training for child in woken.modules())
+    seen = module[0](images)  # type: ignore[index]
+    torch.testing.assert_close(woken[1].running_mean, seen.mean((0, 2, 3)))  # type: ignore[index]
+    torch.testing.assert_close(woken[1].running_var, seen.var((0, 2, 3)))  # type: ignore[index]
+    assert not module[1].running_mean.any()  # type: ignore[index]
+
+
+class Noisy(nn.Module):
+    """Changes its input in place, and draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = cnn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x.mul_(1 + 1e-3 * torch.rand(())))
+        return logits
+
+
+@pytest.mark.parametrize("path", [None, "inner.0"])
+def test_random_numbers_and_changes_in_place_are_the_model_s_own(path: str | None) -> None:
+    module = frozen(Noisy())
+    before = torch.get_rng_state()
+    assert resolve_layer(module, (64, 64), path).name == (path or "inner.1")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@torch.inference_mode()
+def test_a_search_works_where_gradients_are_off() -> None:
+    assert resolve_layer(cnn(), (64, 64)).name == "1"
+
+
 def test_candidates_show_layout_cut_and_choice() -> None:
     rows = {row.path: row for row in list_candidates(cnn(), (64, 64))}
     assert [path for path, row in rows.items() if row.chosen] == ["1"]
@@ -481,13 +543,18 @@ def test_candidates_mark_dead_cells() -> None:
         ((7, 5, 32), (224, 160), Layout("nhwc", (7, 5))),
         ((197, 32), (224, 224), Layout("tokens", (14, 14), 1)),
         ((8, 10, 13), (299, 389), Layout("nchw", (10, 13))),
+        ((197, 32), (224, 224), Layout("tokens", (14, 14), 0)),
+        ((8, 2, 5), (100, 190), Layout("nchw", (2, 5))),  # a stride of 35 px, rounded down; up, there is none
+        ((8, 2, 4), (100, 300), Layout("nchw", (2, 4))),  # a stride of 90 px, rounded up
     ],
 )
 def test_readings_hold_the_right_one(shape: tuple[int, ...], size: Size, expected: Layout) -> None:
     assert expected in readings(shape, size)
 
 
-@pytest.mark.parametrize(("shape", "size"), [((7, 9, 32), (224, 224)), ((32, 1, 1), (224, 224)), ((3, 8), (64, 64))])
+@pytest.mark.parametrize(
+    ("shape", "size"), [((7, 9, 32), (224, 224)), ((32, 1, 1), (224, 224)), ((3, 8), (64, 64)), ((8, 64, 64), (32, 32))]
+)
 def test_readings_refuse_other_proportions(shape: tuple[int, ...], size: Size) -> None:
     assert readings(shape, size) == []
 
@@ -654,6 +721,21 @@ def test_what_is_no_file_is_a_miss(cache: Path, kind: str) -> None:
         file.symlink_to(file if kind == "loop" else "/dev/zero")
     assert resolve_cached("key", cnn(), (64, 64)) == first
     assert len(list(cache.iterdir())) == 1
+
+
+def test_an_entry_for_another_question_is_a_miss(cache: Path) -> None:
+    other, _ = stored(cache)
+    resolve_cached("named", cnn(), (64, 64), "1.0")
+    (file,) = set(cache.iterdir()) - {other}
+    shutil.copy(other, file)
+    assert resolve_cached("named", cnn(), (64, 64), "1.0").name == "1.0"
+
+
+def test_an_answer_by_other_rules_is_a_miss(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, first = stored(cache)
+    monkeypatch.setattr("camcli.layers.cache.RULES", 1)
+    assert resolve_cached("key", cnn(), (64, 64)) == first
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_a_note_is_kept(cache: Path) -> None:
