@@ -60,7 +60,7 @@ class Painter:
                     results.append(outcome)
         if stream.stopped():
             return  # the range of all is not known, so the next run explains all of them again
-        for heatmap in (heatmap for result in results for heatmap in result.heatmaps):
+        for heatmap in (heatmap for result in results for heatmap in result.heatmaps if not heatmap.empty):
             self.full_range[heatmap.method] = max(self.full_range.get(heatmap.method, 0.0), _top(heatmap))
         with ThreadPoolExecutor(stream.threads) as pool:
             for written in pool.map(self._write_again, results):

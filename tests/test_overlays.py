@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camcli import render
-from camcli.config import OverlayConfig
+from camcli.config import OverlayConfig, RunConfig
 from camcli.engine import Engine, Explanation
 from camcli.geometry import hot_box, peak
 from camcli.images import Picture, Preprocess, load_picture
 from camcli.methods import METHODS
-from camcli.records import Box, Heatmap, Prediction
+from camcli.painter import Painter
+from camcli.records import Box, Heatmap, ImageResult, Prediction
+from camcli.rundir import RunDir
 from camcli.writers.concepts import concept_overlay
 from camcli.writers.grid import PAPER, grid
 from camcli.writers.overlay import encode, paint
@@ -290,3 +292,34 @@ def test_a_turned_portrait_is_painted_upright(
     box = hot_box(heatmap.heat, picture.seen, *picture.size)
     assert box is not None
     assert np.abs(np.subtract((box.x0, box.y0, box.x1, box.y1), (60, 180, 120, 240))).max() <= 16
+
+
+def test_a_map_that_shows_nothing_does_not_set_the_range_of_the_run(tmp_path: Path) -> None:
+    heats = {"shown": np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), "empty": np.zeros((4, 4), np.float32)}
+    results = []
+    for name, heat in heats.items():
+        noise(64, 64).save(tmp_path / f"{name}.png")
+        heatmap = heatmap_of("gradcam", heat=heat, raw_min=0.0, raw_max=1.0)
+        if name == "empty":
+            heatmap = replace(heatmap, raw_min=100.0, raw_max=100.0, empty=True)
+        source = str(tmp_path / f"{name}.png")
+        results.append(ImageResult(name, source, (64, 64), Box(0, 0, 64, 64), (TARGET,), (heatmap,)))
+
+    class Explained:
+        threads = 1
+
+        def outcomes(self, items: object, write: object) -> Iterator[ImageResult]:
+            yield from results
+
+        def stopped(self) -> bool:
+            return False
+
+    look = OverlayConfig(format="png", colormap="gray", alpha=1, scale="run")
+    engine = Engine(loaded(RedDetector()), [LAYER], [METHODS.get("gradcam")])
+    with RunDir(tmp_path / "out") as folder:
+        painter = Painter(RunConfig(overlay=look), engine, folder, "f" * 64)
+        assert len(list(painter.outcomes(Explained(), []))) == 2  # type: ignore[arg-type]
+    painted = np.asarray(Image.open(tmp_path / "out" / "overlays" / "shown.gradcam.3-star.png"))
+    assert painted.max() == 255
+    untouched = Image.open(tmp_path / "out" / "overlays" / "empty.gradcam.3-star.png")
+    assert untouched.tobytes() == noise(64, 64).tobytes()
