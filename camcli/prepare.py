@@ -200,6 +200,14 @@ def devices_of(names: str) -> list[torch.device]:
 
 def device(name: str) -> torch.device:
     """`auto` is the first GPU if there is one; raises ConfigError for a device that torch does not have."""
+    found = _found(name)
+    if found.type == "cuda":
+        # Convolutions round their inputs to 10 bits (TF32) unless told otherwise, and fp32 is to be fp32.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return found
+
+
+def _found(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

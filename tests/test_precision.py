@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from camcli.errors import ItemError
 from camcli.layers import Layout, Tap, TargetLayer
 from camcli.methods import METHODS
 from camcli.precision import CHECKABLE, Choice, Guard, choose_precision, correlation, native, spread
+from camcli.prepare import device
 from camcli.records import Heatmap, Prediction
 from camcli.stream import Stream, redo_size
 from camcli.targets import Chooser, chooser, ranked
@@ -395,6 +396,26 @@ def test_a_run_says_what_it_chose_and_a_resumed_one_keeps_to_it(
     assert manifest(tmp_path / "out")["precision"] == told["precision"]
     assert len(lines(tmp_path / "out")) == 15
     assert camcli(*words, "-s", "runtime.precision=bf16", "-s", "runtime.batch_size=8").code == 2
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """Switched on inside, and as it was outside."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("tf32")
+def test_fp32_on_a_gpu_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a GPU is there or not: what counts is that its name is taken."""
+    device("cpu")
+    assert torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr("torch.empty", lambda *shape, device: None)
+    assert device("cuda:0").type == "cuda"
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_an_explicit_precision_is_not_probed(camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

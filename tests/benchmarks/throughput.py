@@ -338,10 +338,10 @@ def end_to_end_rows(name: str, size: str, images: int, batch: int, device: str, 
             works[f"forward {precision}"] = forward, batch
         works["decode + encode"] = decode_and_encode(paths, out, os.cpu_count() or 1), images
         works["timm predicts"] = timm_predicts(name, pictures, batch, device), images
-        for precision in ("fp32", "bf16", "auto"):
+        for precision in ("fp32", "bf16"):
             works[f"camcli {precision}"] = end_to_end(config_of(name, precision, batch, device), paths, out), images
-        small = config_of(name, "auto", batch, device, overlay="model")
-        works["camcli auto, overlays of the model's size"] = end_to_end(small, paths, out), images
+        small = config_of(name, "bf16", batch, device, overlay="model")
+        works["camcli bf16, overlays of the model's size"] = end_to_end(small, paths, out), images
         if find_spec("pytorch_grad_cam"):
             works["grad-cam loop"] = grad_cam_loop(name, ready.layers[0], paths[:LOOP], device, out), LOOP
         return [Row(f"end to end {size}", name, what, s) for what, s in medians(works, rounds).items()]
@@ -357,12 +357,12 @@ def end_to_end_ratios(part: str, name: str, seconds: Mapping[str, float]) -> lis
     if "4000x3000" in part:
         value = files / min(seconds[f"camcli {precision}"] for precision in ("fp32", "bf16"))
         found.append(Ratio(part, name, "decode + encode / camcli", value, ">= 0.6"))
-    for ours in ("camcli auto", "camcli auto, overlays of the model's size"):
+    for ours in ("camcli bf16", "camcli bf16, overlays of the model's size"):
         if "grad-cam loop" in seconds:
             value = seconds["grad-cam loop"] / seconds[ours]
             found.append(Ratio(part, name, f"grad-cam loop / {ours}", value, ">= 4"))
-    value = seconds["timm predicts"] / seconds["camcli auto"]
-    return [*found, Ratio(part, name, "timm predicts / camcli auto", value, "> 1")]
+    value = seconds["timm predicts"] / seconds["camcli bf16"]
+    return [*found, Ratio(part, name, "timm predicts / camcli bf16", value, "> 1")]
 
 
 def resident_mib(images: int) -> float:
