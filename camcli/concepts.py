@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from camcli.claim import CONCEPTS
 from camcli.config import RunConfig
 from camcli.engine import Engine
 from camcli.errors import ItemError, NoInputsError
-from camcli.images import Picture, load_picture
+from camcli.images import Picture, decode, loading
 from camcli.inputs import Item
+from camcli.limits import usable_memory
+from camcli.memory import Budget, budget_size
 from camcli.methods import LayerView
 from camcli.methods.factors import DFF, concepts_of, weights_of
 from camcli.models import load_model
@@ -36,6 +38,7 @@ SAMPLE = 256
 BATCH = 16
 EXAMINED = 32
 CLASSES = 3
+PAINTING_BYTES = 64  # for each pixel of an overlay, and two more for each concept
 SCHEMA_VERSION = 1
 
 
@@ -83,6 +86,7 @@ class _Factors:
         model = load_model(config.model, config.input, offline)
         layer = resolve_layers(model, config)[:1]
         runtime = config.runtime
+        self.budget = Budget(budget_size(runtime.memory, usable_memory()))
         # Concepts of a whole folder cannot be checked image by image, so `auto` is fp32 here.
         precision: Precision = "fp32" if runtime.precision == "auto" else runtime.precision
         self.engine = Engine(model, layer, [DFF], device(runtime.device), precision, config.options)
@@ -144,8 +148,10 @@ class _Factors:
                 yield list(pool.map(self._load, items[start : start + size]))
 
     def _load(self, item: Item) -> tuple[Item, Picture | ItemError]:
+        """The picture without its own pixels, since those of a whole batch may be too many."""
         try:
-            return item, load_picture(item.path, self.engine.model.preprocess)
+            with loading(item.path, self.engine.model.preprocess, True, self.budget) as picture:
+                return item, replace(picture, image=None)
         except ItemError as error:
             return item, error
 
@@ -176,9 +182,19 @@ class _Factors:
         look = self.config.overlay
         legend = [(concept.colour, concept.label) for concept in self.concepts]
         name = fitted(f"overlays/{item.id}.dff.{look.format}")
-        folder.write(name, encode(concept_overlay(picture, heat, legend, look), look))
+        folder.write(name, self._overlay(item, picture, heat, legend))
         shares = [round(float(part), 4) for part in heat.mean(axis=(1, 2))]
         return {"id": item.id, "source": str(item.path), "overlay": name, "mean_heat": shares}
+
+    def _overlay(self, item: Item, picture: Picture, heat: Any, legend: Sequence[tuple[str, str]]) -> bytes:
+        """The encoded overlay; the picture is read again for one of its own size."""
+        look = self.config.overlay
+        each = PAINTING_BYTES + 2 * len(heat)
+        with self.budget.room(picture.cost + each * picture.size[0] * picture.size[1]):
+            whole = replace(picture, image=decode(item.path)) if look.size == "original" else picture
+            if whole.image and whole.image.size != picture.size:
+                raise ItemError("read", "Changed", f"{item.path}: changed while it was being read")
+            return encode(concept_overlay(whole, heat, legend, look), look)
 
     def _summary(self, images: list[dict[str, Any]], failures: list[dict[str, str]], status: str) -> dict[str, Any]:
         model = self.engine.model

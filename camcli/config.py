@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     JsonValue,
     SerializerFunctionWrapHandler,
     StrictInt,
     StrictStr,
+    TypeAdapter,
     field_validator,
     model_serializer,
     model_validator,
@@ -47,6 +49,8 @@ Unit = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_switch)]
 Spread = Annotated[float, Field(gt=0), BeforeValidator(_no_switch)]
 Positive = Annotated[int, Field(ge=1), BeforeValidator(_no_switch)]
 Percent = Annotated[int, Field(ge=1, le=100), BeforeValidator(_no_switch)]
+LEAST_MEMORY = 1 << 20
+_BYTES = TypeAdapter(ByteSize)
 
 
 class Section(BaseModel):
@@ -212,7 +216,22 @@ class RuntimeConfig(Section):
         "fp32 for each image whose answer they may have changed.",
     )
     compile: Switch = Field(False, description="Compile the network with torch.compile: a slow start for long runs.")
-    threads: Positive | None = Field(None, description="Cores to work on; null: all.")
+    threads: Positive | None = Field(None, description="Cores to work on; null: all that this process may use.")
+    memory: Spread = Field(
+        0.25, description="For decoded images, in all processes together: 4GiB, or a part of what may be used."
+    )
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _in_bytes(cls, value: Any) -> Any:
+        return float(_BYTES.validate_python(value)) if isinstance(value, str) and value[-1:].isalpha() else value
+
+    @field_validator("memory")
+    @classmethod
+    def _enough(cls, value: float) -> float:
+        if 1 < value < LEAST_MEMORY:
+            raise ValueError("write a size of at least 1MiB, such as 4GiB, or a part of at most 1")
+        return value
 
     @field_validator("device")
     @classmethod
@@ -261,6 +280,8 @@ def json_schema() -> dict[str, Any]:
     fields["model"] = _or(fields["model"], {"type": "string"})
     classes = {"type": ["string", "integer"]}
     fields["targets"] = _or(fields["targets"], classes, {"type": "array", "minItems": 1, "items": classes})
+    runtime = defs["RuntimeConfig"]["properties"]
+    runtime["memory"] = _or(runtime["memory"], {"type": "string", "pattern": r"^[0-9.]+ *[kKMGT]?i?B$"})
     size = defs["InputConfig"]["properties"]["size"]
     size["anyOf"].append({"type": "integer", "minimum": 1})
     return {"$schema": SCHEMA_URL, **_or_variable(schema)}

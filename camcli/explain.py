@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator, Sequence
 
 from camcli.config import RunConfig
 from camcli.inputs import Item
+from camcli.limits import usable_memory
+from camcli.memory import Budget, budget_size
 from camcli.painter import Outcome, Painter
 from camcli.prepare import Prepared, cores, torch_threads
 from camcli.rundir import RunDir
@@ -27,8 +29,9 @@ def explain(
     """
     painter = Painter(config, ready.engines[0], folder, fingerprint)
     choose = chooser(config.targets, ready.model.labels)
+    budget = Budget(budget_size(config.runtime.memory, usable_memory()))
     stream = Stream(
-        ready.engines, choose, ready.batch_size, cores(config), stopped, painter.whole, ready.precision.guard
+        ready.engines, choose, ready.batch_size, cores(config), stopped, budget, painter.whole, ready.precision.guard
     )
     with torch_threads(max(1, cores(config) // len(ready.engines))):
         yield from painter.outcomes(stream, items)

@@ -9,7 +9,7 @@ from typing import Any
 
 SHORT = 16
 DEEPEST = 20
-_SPEED_ONLY = {"runtime": ("device", "batch_size", "threads", "compile"), "options": ("chunk",)}
+_SPEED_ONLY = {"runtime": ("device", "batch_size", "threads", "compile", "memory"), "options": ("chunk",)}
 _RESOLVED = {"model": ("weights", "labels", "weights_sha256")}
 
 Identity = dict[str, Any]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from camcli.config import Crop, InputConfig, Interpolation
 from camcli.errors import ItemError
 from camcli.formats import FORMATS
+from camcli.memory import Budget
 from camcli.records import Box, Stage
 
 _FILTERS = {
@@ -38,32 +38,16 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _GREY_DEPTHS = ("I;16", "I;16L", "I;16B", "I", "F")
+# Bytes of a pixel in Pillow's memory: RGB is stored with a fourth, unused one.
+RGB_BYTES = 4
+_MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}
+_LARGEST_MODE_BYTES = 4
+# For each pixel, on top of that: of arithmetic with deep grey, of laying on white, of what decoders hold themselves.
+_GREY_BYTES, _CLEAR_BYTES, _PROGRESSIVE_BYTES = 12, 12, 6
+_DECODER_BYTES = {"WEBP": 12, "AVIF": 12, "JPEG2000": 12, "TIFF": 4, "GIF": 4, "ICO": 4}
+_NO_LIMIT = Budget(1 << 62)
 
 
-class Room:
-    """Lets pictures in while they have at most `pixels` together; a larger one comes in alone."""
-
-    def __init__(self, pixels: int) -> None:
-        self.pixels = pixels
-        self.taken = 0
-        self._change = threading.Condition()
-
-    @contextmanager
-    def room(self, pixels: int) -> Iterator[None]:
-        """Wait until a picture of so many pixels fits in."""
-        share = min(pixels, self.pixels)
-        with self._change:
-            self._change.wait_for(lambda: self.taken + share <= self.pixels)
-            self.taken += share
-        try:
-            yield
-        finally:
-            with self._change:
-                self.taken -= share
-                self._change.notify_all()
-
-
-_DECODING = Room(100_000_000)
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
@@ -102,27 +86,45 @@ class Picture:
     """A picture as the model sees it: input, uint8 [H,W,3], covers the box `seen` of it.
 
     image: RGB, EXIF orientation applied; None where its own pixels are not wanted or were left behind.
-    size: (width, height) in pixels.
+    size: (width, height) in pixels. cost: bytes that decoding it takes at its peak, those of `image` included.
     """
 
     image: Image.Image | None
     size: tuple[int, int]
     input: NDArray[np.uint8]
     seen: Box
+    cost: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """How much memory its own pixels take."""
+        return RGB_BYTES * self.size[0] * self.size[1] if self.image else 0
 
 
-def load_picture(path: Path, preprocess: Preprocess, whole: bool = True) -> Picture:
+def load_picture(path: Path, preprocess: Preprocess, whole: bool = True, budget: Budget = _NO_LIMIT) -> Picture:
+    """The picture as `loading` gives it."""
+    with loading(path, preprocess, whole, budget) as picture:
+        return picture
+
+
+@contextmanager
+def loading(path: Path, preprocess: Preprocess, whole: bool, budget: Budget, more: int = 0) -> Iterator[Picture]:
     """Decode `path` and cut the model's input from it; raises ItemError with stage read or decode.
 
     whole: keep the picture's own pixels. Without, a JPEG is decoded at a half, a quarter or an eighth of its size
     where that is still twice what the model needs, which changes its input by at most 4 grey levels.
+    budget: counts it, and `more` bytes, as in work for as long as `with` lasts.
     """
-    image, shrunk = _decoded(path, None if whole else preprocess)
-    try:
-        array, seen = model_input(image, preprocess, shrunk)
-    except (MemoryError, ValueError) as error:
-        raise ItemError("decode", type(error).__name__, f"{path}: cannot be resized: {error}") from None
-    return Picture(image if whole else None, (image.width * shrunk, image.height * shrunk), array, seen)
+    with ExitStack() as stack:
+        image, shrunk, cost = _decoded(path, None if whole else preprocess, budget, stack, more)
+        try:
+            array, seen = model_input(image, preprocess, shrunk)
+        except (MemoryError, ValueError) as error:
+            raise ItemError("decode", type(error).__name__, f"{path}: cannot be resized: {error}") from None
+        size = image.width * shrunk, image.height * shrunk
+        picture = Picture(image if whole else None, size, array, seen, cost)
+        del image
+        yield picture
 
 
 def decode(path: Path) -> Image.Image:
@@ -131,17 +133,24 @@ def decode(path: Path) -> Image.Image:
     The first picture of several; the numbers in the file, whatever colour profile goes with them, because that is
     what classifiers were trained on.
     """
-    return _decoded(path, None)[0]
+    with ExitStack() as stack:
+        return _decoded(path, None, _NO_LIMIT, stack)[0]
 
 
-def _decoded(path: Path, preprocess: Preprocess | None) -> tuple[Image.Image, int]:
-    """The picture, and by how much it is smaller than it is in the file; as it is without `preprocess`."""
+def _decoded(
+    path: Path, preprocess: Preprocess | None, budget: Budget, stack: ExitStack, more: int = 0
+) -> tuple[Image.Image, int, int]:
+    """The picture, by how much it is smaller than in the file (1 without `preprocess`), and the bytes that it took.
+
+    These are counted in `budget` until `stack` ends.
+    """
     try:
         _check_readable(path)
         with _open(path) as image:
             shrunk = _draft(image, preprocess) if preprocess else 1
-            with _DECODING.room(image.width * image.height):
-                return _to_rgb(_upright(image)), shrunk
+            cost = _cost(image)
+            stack.enter_context(budget.room(cost + more))
+            return _to_rgb(_upright(image)), shrunk, cost
     except ItemError:
         raise
     except UnidentifiedImageError as error:
@@ -152,6 +161,16 @@ def _decoded(path: Path, preprocess: Preprocess | None) -> tuple[Image.Image, in
         raise ItemError(stage, type(error).__name__, f"{path}: {error.strerror or error}") from None
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         raise ItemError("decode", type(error).__name__, f"{path}: {error}") from None
+
+
+def _cost(image: Image.Image) -> int:
+    """Bytes at the peak of decoding, turning upright and converting to RGB, by what the file says of itself."""
+    own = _MODE_BYTES.get(image.mode, _LARGEST_MODE_BYTES)
+    may_turn = image.format == "PNG" or _orientation(image) in _TURNS  # a PNG may say so after its pixels
+    each = own * (1 + may_turn) + (0 if image.mode == "RGB" else RGB_BYTES)
+    each += _GREY_BYTES * (image.mode in _GREY_DEPTHS) + _CLEAR_BYTES * image.has_transparency_data
+    each += _DECODER_BYTES.get(image.format or "", 0) + _PROGRESSIVE_BYTES * ("progressive" in image.info)
+    return each * image.width * image.height
 
 
 def _draft(image: Image.Image, preprocess: Preprocess) -> int:
@@ -190,13 +209,17 @@ def _readable() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow's parsers raise many kinds, and the pixels are whole all the same
+        return None
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """EXIF orientation applied; where the EXIF block is damaged, the picture as it is stored."""
     image.load()
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # Pillow's parsers raise many kinds, and the pixels are whole all the same
-        return image
+    orientation = _orientation(image)
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 

@@ -1,18 +1,65 @@
-"""How much memory there is, and how the process keeps what it has."""
+"""How much memory decoded images may take, and how the process keeps what it has."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
-from contextlib import suppress
-from pathlib import Path
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGEST = 1 << 30
 _PILLOW_BLOCKS = 64  # of at most 16 MB each
-_CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-_UNKNOWN = 4 << 30
+
+
+class Budget:
+    """How many bytes decoded images may take together.
+
+    Some are in work (being decoded or painted) and wait for room; others are kept for later, at most half of all.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.in_work = self.kept = 0
+        self._change = threading.Condition()
+
+    @contextmanager
+    def room(self, size: int) -> Iterator[None]:
+        """Wait until `size` bytes more fit in; what never would is let in when nothing else is in work."""
+        with self._change:
+            self._change.wait_for(lambda: self.in_work == 0 or self.in_work + self.kept + size <= self.size)
+            self.in_work += size
+        try:
+            yield
+        finally:
+            with self._change:
+                self.in_work -= size
+                self._change.notify_all()
+
+    def keep(self, size: int) -> bool:
+        """Whether `size` bytes may stay until they are given back; never waits. They may be in work at the time."""
+        with self._change:
+            fits = self.kept + size <= self.size // 2
+            self.kept += size if fits else 0
+            return fits
+
+    def give_back(self, size: int) -> None:
+        """They are no longer in memory."""
+        with self._change:
+            self.kept -= size
+            self._change.notify_all()
+
+    @property
+    def is_scarce(self) -> bool:
+        """More than half of what may be kept is."""
+        return self.kept > self.size // 4
+
+
+def budget_size(asked: float, usable: int) -> int:
+    """Bytes: `asked` itself, or where it is at most 1 that part of the `usable` bytes."""
+    return int(asked * usable) if asked <= 1 else int(asked)
 
 
 def keep_freed_memory() -> None:
@@ -37,14 +84,3 @@ def _c_library() -> ctypes.CDLL | None:
         return ctypes.CDLL(None)
     except (OSError, TypeError):  # Windows has no such name
         return None
-
-
-def installed_memory() -> int:
-    """Bytes that this machine has, or that its container may use."""
-    limits = []
-    with suppress(ValueError, OSError, AttributeError):
-        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for file in _CONTAINER_LIMITS:
-        with suppress(ValueError, OSError):
-            limits.append(int(Path(file).read_text()))
-    return min((limit for limit in limits if limit > 0), default=_UNKNOWN)

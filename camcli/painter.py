@@ -15,8 +15,9 @@ from camcli.engine import Engine
 from camcli.errors import CamcliError, ItemError
 from camcli.fingerprint import SHORT
 from camcli.geometry import Heat
-from camcli.images import Picture, load_picture
+from camcli.images import RGB_BYTES, Picture, loading
 from camcli.inputs import Item
+from camcli.memory import Budget
 from camcli.records import Failure, Heatmap, ImageResult
 from camcli.rundir import RunDir
 from camcli.storage import fitted
@@ -26,6 +27,9 @@ from camcli.writers.grid import grid, grid_names
 from camcli.writers.overlay import encode, overlay_name, paint
 
 Outcome = report.ImageRecord | Failure
+# At most, for each pixel: of the file, and of what encoding it takes.
+_ENCODED_BYTES = {"jpg": 2, "png": 4, "webp": 2}
+_ENCODER_BYTES = {"jpg": 2, "png": 4, "webp": 16}
 
 
 class Painter:
@@ -47,7 +51,7 @@ class Painter:
         """Run the stream to its end, one outcome for each item."""
         if self.config.overlay.scale == "run":
             return self._in_one_range(stream, items)
-        return stream.outcomes(items, self._write)
+        return stream.outcomes(items, self._write, self._cost)
 
     def _in_one_range(self, stream: Stream, items: Sequence[Item]) -> Generator[Outcome]:
         """Explain everything, find each method's largest value, then read the pictures again to paint them."""
@@ -63,15 +67,16 @@ class Painter:
         for heatmap in (heatmap for result in results for heatmap in result.heatmaps if not heatmap.empty):
             self.full_range[heatmap.method] = max(self.full_range.get(heatmap.method, 0.0), _top(heatmap))
         with ThreadPoolExecutor(stream.threads) as pool:
-            for written in pool.map(self._write_again, results):
+            for written in pool.map(lambda result: self._write_again(result, stream.budget), results):
                 yield written
                 if stream.stopped():
                     break
 
-    def _write_again(self, result: ImageResult) -> Outcome:
+    def _write_again(self, result: ImageResult, budget: Budget) -> Outcome:
         item = Item(result.id, Path(result.source))
         try:
-            return self._write(result, load_picture(item.path, self.preprocess, self.whole))
+            with loading(item.path, self.preprocess, self.whole, budget, self._cost(result)) as picture:
+                return self._write(result, picture)
         except CamcliError:
             raise
         except ItemError as error:
@@ -90,6 +95,15 @@ class Painter:
             for name, data in files.items():
                 self.folder.write(name, data)
         return sealed
+
+    def _cost(self, result: ImageResult) -> int:
+        """Bytes that painting a picture of its own size takes beside it: copies of it, and the encoded files."""
+        if not self.whole:
+            return 0
+        look, overlays = self.config.overlay, len(result.heatmaps)
+        copies = overlays if look.grid else min(overlays - 1, 1)
+        each = RGB_BYTES * max(copies, 0) + _ENCODED_BYTES[look.format] * overlays + _ENCODER_BYTES[look.format]
+        return each * result.size[0] * result.size[1]
 
     def _painted(self, result: ImageResult, picture: Picture) -> tuple[dict[str, bytes], report.ImageRecord]:
         """The files of one picture by name, and the record that names them."""

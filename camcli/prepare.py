@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from camcli.errors import ConfigError, ItemError
 from camcli.images import Preprocess, load_picture
 from camcli.inputs import Item
 from camcli.layers import Candidate, TargetLayer, list_candidates, resolve_cached
+from camcli.limits import usable_cores
 from camcli.methods import METHODS
 from camcli.models import LoadedModel, load_model
 from camcli.precision import Choice, Guard, choose_precision
@@ -162,8 +162,7 @@ def _at_once(config: RunConfig, devices: Sequence[torch.device]) -> int:
 
 def cores(config: RunConfig) -> int:
     """How many cores a run may use."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return config.runtime.threads or available
+    return config.runtime.threads or usable_cores()
 
 
 @contextmanager

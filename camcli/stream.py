@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -18,46 +17,16 @@ from torch import Tensor
 from camcli.engine import Engine, Explanation
 from camcli.errors import CamcliError, ItemError
 from camcli.faults import device_lost, every_image_fails, lost, out_of_memory
-from camcli.images import Picture, Room, decode, load_picture
+from camcli.images import Picture, decode, loading
 from camcli.inputs import Item, state_of
-from camcli.memory import installed_memory
+from camcli.memory import Budget
 from camcli.precision import Guard
 from camcli.records import Failure, FileState, ImageResult
 from camcli.stopwatch import Step
 from camcli.targets import Chooser
 
-# A quarter of the memory, at four bytes each.
-KEPT_PIXELS = installed_memory() // 16
-_PAINTING = Room(100_000_000)
-
 R = TypeVar("R")
 T = TypeVar("T")
-
-
-class Allowance:
-    """How many pixels may wait in memory; unlike a Room it refuses at once."""
-
-    def __init__(self, pixels: int) -> None:
-        self.pixels = pixels
-        self.taken = 0
-        self._lock = Lock()
-
-    def take(self, pixels: int) -> bool:
-        """Whether so many more are allowed; then they count until they are given back."""
-        with self._lock:
-            fits = self.taken + pixels <= self.pixels
-            self.taken += pixels if fits else 0
-            return fits
-
-    def give_back(self, pixels: int) -> None:
-        """They are no longer in memory."""
-        with self._lock:
-            self.taken -= pixels
-
-    @property
-    def is_scarce(self) -> bool:
-        """More than half of it is taken."""
-        return self.taken > self.pixels // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +37,6 @@ class Held:
     file: FileState | None
     picture: Picture
     left_behind: bool = False
-
-    @property
-    def pixels(self) -> int:
-        """How many it keeps in memory."""
-        return self.picture.size[0] * self.picture.size[1] if self.picture.image else 0
 
     def whole(self) -> Picture:
         """The picture as it is to be painted; raises ItemError when the file is no longer what it was."""
@@ -103,6 +67,7 @@ class Stream:
     While batches are explained, the next one is put together.
 
     engines: equal ones, each for a batch of its own at the same time.
+    budget: what decoded pictures may take.
     whole: `write` needs the pictures' own pixels, not only what the model saw.
     guard: pictures whose answer it doubts are explained again in fp32, in batches of a size of their own.
     """
@@ -114,6 +79,7 @@ class Stream:
         batch_size: int,
         threads: int,
         stopped: Callable[[], bool],
+        budget: Budget,
         whole: bool = True,
         guard: Guard | None = None,
     ) -> None:
@@ -128,17 +94,23 @@ class Stream:
         self.guard = guard
         self.again = redo_size(batch_size)
         self._timing = engines[0].stopwatch.timing
-        self._kept = Allowance(KEPT_PIXELS)
+        self.budget = budget
         self._explained_before: Tensor | None = None
         self._free: SimpleQueue[Engine] = SimpleQueue()
         for engine in engines:
             self._free.put(engine)
 
-    def outcomes(self, items: Iterable[Item], write: Callable[[ImageResult, Picture], R]) -> Generator[R | Failure]:
+    def outcomes(
+        self,
+        items: Iterable[Item],
+        write: Callable[[ImageResult, Picture], R],
+        cost: Callable[[ImageResult], int] = lambda result: 0,
+    ) -> Generator[R | Failure]:
         """What `write` returned, or why an item failed, in the order of `items`.
 
         `write` runs on a thread; what it raises fails its item, but OutputError ends the stream. Once `stopped` says
         so, the batches that engines are at are finished, at most one each, and nothing else is begun.
+        cost: bytes that `write` takes beside the picture.
         """
         with (
             ThreadPoolExecutor(self.threads) as readers,
@@ -148,7 +120,7 @@ class Stream:
         ):
             try:
                 batches = _ahead(self._batches(self._loaded(items, readers)), stager)
-                yield from self._write_all(self._explained(batches, explainers), write, writers)
+                yield from self._write_all(self._explained(batches, explainers), write, cost, writers)
             finally:
                 for pool in (readers, stager, explainers, writers):
                     pool.shutdown(wait=False, cancel_futures=True)
@@ -157,11 +129,13 @@ class Stream:
         self,
         outcomes: Iterable[Explained | Failure],
         write: Callable[[ImageResult, Picture], R],
+        cost: Callable[[ImageResult], int],
         writers: ThreadPoolExecutor,
     ) -> Iterator[R | Failure]:
         waiting: deque[Future[R | Failure]] = deque()
         for outcome in outcomes:
-            waiting.append(writers.submit(self._written, outcome, write))
+            waiting.append(writers.submit(self._written, outcome, write, cost))
+            del outcome  # the only other hold on its picture
             while len(waiting) > self.batch_size + 2 * self.threads:
                 yield self._next("wait for files", waiting)
         while waiting:
@@ -177,7 +151,7 @@ class Stream:
             if self.stopped():
                 return
             ahead.append(readers.submit(self._load, item))
-            while len(ahead) > self.threads + (0 if self._kept.is_scarce else self.batch_size):
+            while len(ahead) > self.threads + (0 if self.budget.is_scarce else self.batch_size):
                 yield ahead.popleft().result()
         while ahead and not self.stopped():
             yield ahead.popleft().result()
@@ -185,13 +159,12 @@ class Stream:
     def _load(self, item: Item) -> Held | Failure:
         file = state_of(item.path)
         try:
-            with self._timing("decode"):
-                picture = load_picture(item.path, self.preprocess, self.whole)
+            with self._timing("decode"), loading(item.path, self.preprocess, self.whole, self.budget) as picture:
+                if self.budget.keep(picture.bytes):
+                    return Held(item, file, picture)
+                return Held(item, file, replace(picture, image=None), left_behind=True)
         except ItemError as error:
             return failure(item, error, file)
-        if not self.whole or self._kept.take(picture.size[0] * picture.size[1]):
-            return Held(item, file, picture)
-        return Held(item, file, replace(picture, image=None), left_behind=True)
 
     def _batches(self, loaded: Iterable[Held | Failure]) -> Iterator[Batch]:
         """Runs of items that hold `batch_size` pictures each, failures in between; failures wait for few pictures."""
@@ -219,10 +192,19 @@ class Stream:
             if batch is None or self.stopped():
                 break
             under_way.append(explainers.submit(self._explain, batch))
+            del batch
             while len(under_way) > len(self.engines):
-                yield from self._next("wait for the model", under_way)
+                yield from self._finished(under_way)
         while under_way:
-            yield from self._next("wait for the model", under_way)
+            yield from self._finished(under_way)
+
+    def _finished(self, under_way: deque[Future[list[Explained | Failure]]]) -> Iterator[Explained | Failure]:
+        """Of the oldest batch; nothing here holds on to a picture that was passed on."""
+        batch = self._next("wait for the model", under_way)
+        found = deque(batch)
+        del batch
+        while found:
+            yield found.popleft()
 
     def _explain(self, batch: Batch) -> list[Explained | Failure]:
         engine = self._free.get()
@@ -331,18 +313,23 @@ class Stream:
 
     def _result(self, held: Held, answer: Explanation | ItemError) -> Explained | Failure:
         if isinstance(answer, ItemError):
-            self._kept.give_back(held.pixels)
+            self.budget.give_back(held.picture.bytes)
             return failure(held.item, answer, held.file)
         item, picture = held.item, held.picture
         found = item.id, str(item.path), picture.size, picture.seen, answer.top, answer.heatmaps, held.file
         return ImageResult(*found, answer.precision), held
 
-    def _written(self, outcome: Explained | Failure, write: Callable[[ImageResult, Picture], R]) -> R | Failure:
+    def _written(
+        self,
+        outcome: Explained | Failure,
+        write: Callable[[ImageResult, Picture], R],
+        cost: Callable[[ImageResult], int],
+    ) -> R | Failure:
         if isinstance(outcome, Failure):
             return outcome
         result, held = outcome
         try:
-            with _PAINTING.room(held.picture.size[0] * held.picture.size[1] if held.left_behind else 0):
+            with self.budget.room(cost(result) + (held.picture.cost if held.left_behind else 0)):
                 return write(result, held.whole())
         except CamcliError:
             raise
@@ -351,7 +338,7 @@ class Stream:
         except Exception as error:  # encoders raise many kinds, for example for a picture too long for its format
             return failure(held.item, ItemError("write", type(error).__name__, str(error)), held.file)
         finally:
-            self._kept.give_back(held.pixels)
+            self.budget.give_back(held.picture.bytes)
 
 
 def _ahead(batches: Iterator[Batch], stager: ThreadPoolExecutor) -> Iterator[Batch]:
@@ -360,6 +347,7 @@ def _ahead(batches: Iterator[Batch], stager: ThreadPoolExecutor) -> Iterator[Bat
     while (batch := coming.result()) is not None:
         coming = stager.submit(next, batches, None)
         yield batch
+        del batch
 
 
 def redo_size(batch_size: int) -> int:

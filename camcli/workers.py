@@ -22,7 +22,8 @@ from camcli.errors import CamcliError
 from camcli.explain import explain
 from camcli.inputs import Item
 from camcli.interrupt import signals_held
-from camcli.memory import keep_freed_memory
+from camcli.limits import usable_memory
+from camcli.memory import budget_size, keep_freed_memory
 from camcli.painter import Outcome
 from camcli.precision import Choice
 from camcli.prepare import cores, prepare
@@ -45,9 +46,11 @@ class Task:
     offline: bool
 
     def on(self, device: torch.device, share: int) -> Task:
-        """For one device, with an equal part of the cores."""
+        """For one device, with an equal part of the cores and of the memory."""
         threads = max(1, cores(self.config) // share)
-        runtime = self.config.runtime.model_copy(update={"device": str(device), "threads": threads})
+        memory = budget_size(self.config.runtime.memory, usable_memory()) // share
+        mine = {"device": str(device), "threads": threads, "memory": memory}
+        runtime = self.config.runtime.model_copy(update=mine)
         return replace(self, config=self.config.model_copy(update={"runtime": runtime}))
 
 

@@ -19,7 +19,7 @@ ROWS = (
     ("lock",),
     (
         *("geometry", "config", "claim", "progress", "interrupt", "demo"),
-        *("shard", "fingerprint", "ledger", "labels", "libtiff", "memory", "stopwatch", "stdio"),
+        *("shard", "fingerprint", "ledger", "labels", "libtiff", "memory", "limits", "stopwatch", "stdio"),
         *("faults", "offline"),
     ),
     ("configfile", "crash", "rundir", "inputs", "images", "layers", "methods", "report", "render", "targets"),

@@ -130,7 +130,7 @@ def test_a_large_picture_is_read_again_for_its_overlay(
 ) -> None:
     folder = pictures(tmp_path / "in", 3)
     assert camcli("run", folder, "--out", tmp_path / "kept", *TINY).code == 0
-    monkeypatch.setattr("camcli.stream.KEPT_PIXELS", 0)
+    monkeypatch.setattr("camcli.memory.Budget.keep", lambda self, size: size == 0)
     assert camcli("run", folder, "--out", tmp_path / "again", *TINY).code == 0
     for path in (tmp_path / "kept" / "overlays").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / "overlays" / path.name).read_bytes()
@@ -140,7 +140,7 @@ def test_a_picture_that_changes_while_it_is_read_is_a_failure(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = pictures(tmp_path / "in", 1)
-    monkeypatch.setattr("camcli.stream.KEPT_PIXELS", 0)
+    monkeypatch.setattr("camcli.memory.Budget.keep", lambda self, size: size == 0)
     real = Engine.explain
 
     def touched(self: Engine, *words: Any) -> Any:

@@ -22,6 +22,7 @@ from camcli.configfile import load_config
 from camcli.engine import Engine, Explanation
 from camcli.errors import ItemError
 from camcli.layers import Layout, Tap, TargetLayer
+from camcli.memory import Budget
 from camcli.methods import METHODS
 from camcli.precision import CHECKABLE, Choice, Guard, choose_precision, correlation, native, spread
 from camcli.prepare import device
@@ -349,7 +350,7 @@ def test_what_overflows_in_16_bits_is_explained_in_fp32() -> None:
     bright, dark = coloured(2).clamp(min=200), coloured(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "network", half_network)
-        stream = Stream([engine], top, 4, 1, lambda: False, guard=Guard(0.0, {"gradcam": 0.0}))
+        stream = Stream([engine], top, 4, 1, lambda: False, Budget(1 << 30), guard=Guard(0.0, {"gradcam": 0.0}))
         found = stream._answers(engine, torch.cat([bright, dark]))
         assert [type(one) for one in found] == [ItemError, ItemError, Explanation, Explanation]
         stream._ask_again(Guard(0.0, {"gradcam": 0.0}), engine, torch.cat([bright, dark]), found)

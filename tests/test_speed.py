@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camcli import geometry, memory, render
+from camcli import geometry, render
 from camcli.config import InputConfig, OverlayConfig
 from camcli.engine import Engine
 from camcli.images import Preprocess, load_picture
 from camcli.records import Box
 from camcli.stopwatch import Step, Stopwatch, bottleneck
-from camcli.stream import Allowance
 from camcli.writers.overlay import encode, paint
 from tests.conftest import SHAPES, Ended, save_picture
 from tests.test_run import TINY, lines, manifest
@@ -69,7 +68,7 @@ def test_overlays_of_the_model_s_size_need_no_whole_picture(
     photograph(tmp_path / "in" / "x.jpg", 1600, 1200)
     words = ("run", tmp_path / "in", *TINY, "-s", "overlay.size=model", "--out")
     assert camcli(*words, tmp_path / "out").code == 0
-    monkeypatch.setattr("camcli.stream.KEPT_PIXELS", 0)
+    monkeypatch.setattr("camcli.memory.Budget.keep", lambda self, size: size == 0)
     monkeypatch.setattr("camcli.stream.decode", lambda path: pytest.fail("read again"))
     assert camcli(*words, tmp_path / "short").code == 0
     [record] = lines(tmp_path / "out")
@@ -125,28 +124,6 @@ def test_a_file_in_memory_is_the_file_on_disk(tmp_path: Path, format_: str) -> N
     image.save(path, **options)
     image.save(buffer, {"jpg": "JPEG"}.get(format_, format_), **options)
     assert encode(image, config) == path.read_bytes() == buffer.getvalue()
-
-
-def test_an_allowance_refuses_what_does_not_fit() -> None:
-    allowance = Allowance(100)
-    assert [allowance.take(60), allowance.is_scarce, allowance.take(50), allowance.take(40)] == [
-        True,
-        True,
-        False,
-        True,
-    ]
-    allowance.give_back(60)
-    assert [allowance.is_scarce, allowance.take(60), allowance.take(1)] == [False, True, False]
-
-
-def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "_CONTAINER_LIMITS", (str(limit),))
-    whole = memory.installed_memory()
-    limit.write_text("max\n")
-    assert memory.installed_memory() == whole > 1 << 28
-    limit.write_text("1000000\n")
-    assert memory.installed_memory() == 1_000_000
 
 
 def seconds(**given: float) -> dict[Step, float]:
