@@ -83,10 +83,11 @@ def measured(model: LoadedModel, name: str, scenes: int, seed: int) -> Row:
 
 
 def explained(engine: Engine, drawn: Scene) -> Iterator[NDArray[np.float32]]:
-    """The heat of each shape in the picture."""
+    """The heat of each shape in the picture; a map of no class stands for all of them."""
     [answer] = engine.explain(torch.from_numpy(drawn.image)[None], lambda _: [label for label, _ in drawn.shapes])
     assert isinstance(answer, Explanation)
-    return (heatmap.heat for heatmap in answer.heatmaps)
+    found = {heatmap.target.index if heatmap.target else None: heatmap.heat for heatmap in answer.heatmaps}
+    return (found.get(label, found.get(None)) for label, _ in drawn.shapes)  # type: ignore[misc]
 
 
 def at_picture_size(heat: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
