@@ -31,8 +31,10 @@ from camcli.layers import Layout, Tap, TargetLayer, list_candidates, resolve_lay
 from camcli.layers.awake import awake
 from camcli.layers.cache import cache_directory, resolve_cached
 from camcli.layers.cuts import cut_points, smallest_cut, vertex
-from camcli.layers.probe import pictures
+from camcli.layers.probe import Evidence, Probe, pictures, response
 from camcli.layers.readings import readings
+from camcli.layers.search import Search
+from camcli.layers.trace import Place
 from tests import survey
 
 Size = tuple[int, int]
@@ -357,11 +359,11 @@ def offered(message: str) -> list[str | None]:
     [
         ("timm", "test_vit", "norm"),
         ("timm", "test_vit3", "blocks.9"),
-        ("timm", "test_vit_relpos", "head"),
+        ("timm", "test_vit2", "head"),
         ("timm", "vit_tiny_patch16_224", "blocks.11"),
-        ("timm", "test_coatnet", "head.flatten"),
+        ("timm", "test_convnext2", "head.flatten"),
         ("timm", "levit_128s", "stages.2"),
-        ("timm", "starnet_s050", "head"),
+        ("timm", "test_efficientnet_ln", "classifier"),
         ("timm", "crossvit_tiny_240", "norm.0"),
         ("timm", "pit_ti_224", "norm"),
         ("timm", "mobilevit_xxs", "stages.5"),
@@ -559,6 +561,51 @@ def test_readings_refuse_other_proportions(shape: tuple[int, ...], size: Size) -
     assert readings(shape, size) == []
 
 
+def test_what_all_cells_do_and_what_one_cell_always_does_is_no_answer() -> None:
+    touched = torch.tensor([3, 5, 9, 14])
+    maps = torch.zeros(5, 2, 4, 4)
+    cells = maps[1:].flatten(2)
+    cells[:, 0] += 100
+    cells[:, 1, 7] = 10
+    cells[torch.arange(4), 0, touched] -= 1
+    assert torch.equal(response(maps).flatten(1).argmax(1), touched)
+
+
+def probed(**evidence: Evidence) -> Probe:
+    """A probe that has found this for tokens that start after one, two and three others, of a place called `x`."""
+    layouts = {name: Layout("tokens", (4, 4), 1 + index) for index, name in enumerate(("one", "two", "three"))}
+    found = {layouts[name]: about for name, about in evidence.items()}
+    return Probe(nn.Identity(), (64, 64), evidence={Place("x"): found})
+
+
+NEAR, FAR = [0.1] * 8, [0.9] * 8
+
+
+def test_a_reading_must_be_far_above_chance() -> None:
+    assert probed(one=Evidence(NEAR, 3.9, 1.0)).verdict(Place("x")) is None
+    assert probed(one=Evidence(NEAR, 4.1, 1.0)).verdict(Place("x")) == Layout("tokens", (4, 4), 1)
+
+
+@pytest.mark.parametrize(
+    ("rival", "wins"),
+    [
+        (Evidence(FAR, 4.9, 1.0), True),  # farther for every patch
+        (Evidence(NEAR, 1.9, 1.0), True),  # as near, but far less often
+        (Evidence(NEAR, 4.9, 1.0), False),
+    ],
+)
+def test_a_reading_must_be_clearly_better_than_its_rivals(rival: Evidence, wins: bool) -> None:
+    probe = probed(one=Evidence(NEAR, 5.0, 1.0), two=rival)
+    assert (probe.verdict(Place("x")) is not None) == wins
+    assert probe.verdict(Place("x"), strict=False) == Layout("tokens", (4, 4), 1)
+
+
+def test_a_clear_case_costs_one_or_two_forwards() -> None:
+    search = Search(cnn(), (64, 64))
+    assert search.best()
+    assert search.probe.rounds <= 2
+
+
 @pytest.mark.parametrize("layout", [Layout("nchw", (2, 3)), Layout("nhwc", (2, 3)), Layout("tokens", (2, 3), 2)])
 def test_layouts_read_the_same_maps(layout: Layout) -> None:
     maps = torch.arange(2 * 4 * 6.0).reshape(2, 4, 2, 3)
@@ -619,6 +666,16 @@ def test_smallest_cut_is_as_small_as_any(seed: int) -> None:
     ]
     assert len(found) == min(sizes, default=0)
     assert not found or not connected(loss.node, source.node, {node for node, _ in found})
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_cut_of_more_than_the_limit_is_none(seed: int) -> None:
+    loss, source, edges = random_graph(seed)
+    allowed = [vertex(edge) for edge in edges if vertex(edge) not in cut_points(loss, source)]
+    size = len(smallest_cut(loss, source, allowed, limit=4))
+    if size:
+        assert len(smallest_cut(loss, source, allowed, limit=size)) == size
+        assert smallest_cut(loss, source, allowed, limit=size - 1) == []
 
 
 @pytest.fixture
