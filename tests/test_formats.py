@@ -99,3 +99,11 @@ def test_concepts_tell_of_them_too(camcli: Callable[..., Ended], tmp_path: Path)
     (tmp_path / "x.tga").write_bytes(b"?")
     ended = camcli("dff", tmp_path, "--out", tmp_path / "out", "-k", 2)
     assert (ended.code, "not an image extension: 1 .tga" in ended.err) == (0, True)
+
+
+def test_a_file_that_is_named_is_not_passed_over(tmp_path: Path) -> None:
+    for name in ("a.jpg", "x.tga", "y.tga"):
+        (tmp_path / name).touch()
+    others: set[str] = set()
+    discover([str(tmp_path), str(tmp_path / "x.tga")], others=others)
+    assert others == {str(tmp_path / "y.tga")}
