@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -82,8 +83,11 @@ def test_jobs_that_begin_at_the_same_time_keep_each_other_out(
     tmp_path: Path, first: tuple[Kind, str], second: tuple[Kind, str]
 ) -> None:
     with RunDir(tmp_path, first[1], first[0]):
+        for lock in tmp_path.iterdir():
+            assert lock.read_text() in ("", f"process {os.getpid()} on {socket.gethostname()}\n")
+            lock.write_text("process 7 elsewhere\n" if lock.stat().st_size else "")
         for _ in range(2):
-            with pytest.raises(LockedError, match=rf"another run writes there.* \(process {os.getpid()} on"):
+            with pytest.raises(LockedError, match=r"another run writes there.* \(process 7 elsewhere\)"):
                 RunDir(tmp_path, second[1], second[0]).__enter__()
     with RunDir(tmp_path, second[1], second[0]):
         pass

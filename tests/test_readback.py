@@ -136,6 +136,7 @@ def test_each_record_keeps_the_versions_that_made_it(
         upgrade(torch)
         assert camcli("run", folder, "--out", out, *SMALL, "--limit", limit).code == 0
     told, records = manifest(out), lines(out)
+    assert told["versions"]["torch"] == "2.16.0"
     made = [told["libraries"][record["versions"]]["torch"] for record in records]
     assert made == ["2.14.1"] * 3 + ["2.15.0"] * 2
     assert len(told["libraries"]) == 2
@@ -180,7 +181,9 @@ def test_status_counts_records_of_another_config(camcli: Camcli, done: tuple[Pat
     folder, out = done
     assert json.loads(camcli("status", out, "--json").out)["foreign"] == 0
     save_picture(folder / "new.jpg", 40, 40)
-    assert camcli("run", folder, "--out", out, *SMALL, "-s", "overlay.alpha=0.7", "--keep-going").code == 0
+    (folder / "bad.jpg").write_text("no image")
+    assert camcli("run", folder, "--out", out, *SMALL, "-s", "overlay.alpha=0.7", "--keep-going").code == 1
+    assert [count for count, _ in json.loads(camcli("status", out, "--json").out)["versions"]] == [5]
     assert "4 of the records were made with another config" in camcli("status", out).out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +14,19 @@ from typing import Any
 import pytest
 
 from camcli import cli, job
+from camcli.claim import claimed
 from camcli.configfile import load_config
+from camcli.errors import ConfigError
+from camcli.inputs import Item
 from camcli.job import Job
 from camcli.ledger import Entry, Ledger, entry_of
+from camcli.lock import Lock
 from camcli.resume import vanished
 from camcli.rundir import RunDir
 from camcli.shard import shard_of
-from camcli.storage import make_folders, sweep, write_all, write_atomic
+from camcli.storage import fitted, make_folders, remove, sweep, write_all, write_atomic
 from tests.conftest import Ended, save_picture
-from tests.test_readback import RECORD
+from tests.test_readback import RECORD, TOLD
 from tests.test_resume import SMALL, pictures
 from tests.test_run import lines, manifest
 
@@ -259,3 +264,58 @@ def test_weights_that_were_replaced_are_noticed_without_loading_them(tmp_path: P
     (tmp_path / "w.pth").write_bytes(b"b")
     assert not job._same_files(config, told)
     assert job._same_files(config, {"model": {"weights": "none", "weights_sha256": None}})
+
+
+def test_the_run_folder_itself_is_never_removed(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a.jpg", b"x")
+    remove(tmp_path, ["a.jpg"])
+    assert tmp_path.is_dir()
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted"])
+def test_what_a_killed_run_left_half_written_is_swept(tmp_path: Path, status: str) -> None:
+    left = tmp_path / f".camcli.tmp-{'0a' * 8}"
+    left.touch()
+    (tmp_path / "run.json").write_text(json.dumps({**TOLD, "status": status}))
+    with RunDir(tmp_path) as run:
+        run.begin({"status": "running"})
+    assert left.exists() is (status != "running")
+
+
+def test_a_record_without_its_end_is_not_joined_with_the_next(camcli: Camcli, tmp_path: Path) -> None:
+    folder, out = pictures(tmp_path / "in", 2), tmp_path / "out"
+    assert camcli("run", folder, "--out", out, *SMALL).code == 0
+    (out / "results.jsonl").write_bytes((out / "results.jsonl").read_bytes()[:-1])
+    save_picture(folder / "new.jpg", 40, 40)
+    assert camcli("run", folder, "--out", out, *SMALL).code == 0
+    assert [record["id"] for record in lines(out)] == ["00.jpg", "01.png", "new.jpg"]
+
+
+def test_records_come_into_the_order_of_the_images(camcli: Camcli, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("b.jpg", "a.jpg"):
+        save_picture(folder / name, 40, 40)
+        assert camcli("run", folder, "--out", out, *SMALL).code == 0
+    assert [record["id"] for record in lines(out)] == ["a.jpg", "b.jpg"]
+
+
+def test_an_input_that_is_asked_for_is_not_given_up(tmp_path: Path) -> None:
+    ledger = Ledger()
+    ledger.add(entry("gone.jpg", tmp_path / "gone.jpg"))
+    assert vanished([Item("gone.jpg", tmp_path / "gone.jpg")], ledger) == ()
+
+
+def test_a_folder_that_another_job_took_meanwhile_is_refused_under_the_lock(tmp_path: Path) -> None:
+    (tmp_path / "concepts.json").touch()
+    with pytest.raises(ConfigError, match="belongs to one job"), claimed(tmp_path, "run", ""):
+        pass
+
+
+def test_a_lock_is_signed_anew(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("x" * 500)
+    assert Lock(tmp_path / ".lock").acquire()
+    assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
+def test_marked_folders_stay_apart_from_folders_with_a_mark() -> None:
+    assert len({fitted(f"overlays/{name}/b.jpg") for name in ("a.jpg", "a.jpg~", "a.jpg~~")}) == 3
