@@ -346,3 +346,8 @@ def test_an_override_of_a_section_takes_the_places_of_its_fields(tmp_path: Path)
 
 def test_an_override_that_chooses_no_model_keeps_the_demo() -> None:
     assert load_config(None, ["maps=npz"]).config.targets == load_config(None).config.targets
+
+
+def test_an_override_of_a_list_takes_the_places_of_its_items(tmp_path: Path) -> None:
+    said = error_of(tmp_path, "input:\n  size: [64, 64]\n", "input.size=[0, 64]")
+    assert said.startswith("--set input.size: input.size.0: ")

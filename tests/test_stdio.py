@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any, TextIO
@@ -191,9 +193,14 @@ def test_libraries_without_metadata_are_unknown(monkeypatch: pytest.MonkeyPatch)
     assert versions()["camcli"] != "unknown"
 
 
-def test_a_slow_reader_loses_nothing() -> None:
+def test_a_slow_reader_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipe is full when the text comes, and is read only once somebody waits for that."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
+    filled = 0
+    with suppress(BlockingIOError):
+        while True:
+            filled += os.write(writer, b"." * 4096)
     received: list[bytes] = []
 
     def read() -> None:
@@ -201,10 +208,29 @@ def test_a_slow_reader_loses_nothing() -> None:
             received.append(pipe.read())
 
     thread = threading.Thread(target=read)
+    real = select.select
+
+    def wait(*words: Any) -> Any:
+        if not thread.ident:
+            thread.start()
+        return real(*words)
+
+    monkeypatch.setattr(select, "select", wait)
     with open(writer, "wb", buffering=0):
         text = stdio.Output(stdio.Outlet(writer), "utf-8", line_buffering=False)
-        thread.start()
         text.write("x" * 300_000)
         assert text.loss() is None
     thread.join()
-    assert received == [b"x" * 300_000]
+    assert received == [b"." * filled + b"x" * 300_000]
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 3), (1, 3), (2, 2), (130, 130)])
+def test_a_lost_result_is_fatal_unless_the_command_was_stopped(
+    monkeypatch: pytest.MonkeyPatch, code: int, expected: int
+) -> None:
+    def invoke() -> int:
+        print("a result")
+        return code
+
+    monkeypatch.setattr("camcli.cli._invoke", invoke)
+    assert code_of(monkeypatch, "methods", stdout=full()) == expected

@@ -337,3 +337,11 @@ def test_the_head_of_a_file_keeps_the_order_of_its_classes(tmp_path: Path, state
     save_file(state, tmp_path / "w.safetensors")
     model: Any = load(tmp_path / "w.safetensors")
     assert all(torch.equal(model.module.state_dict()[name], state[name]) for name in state)
+
+
+def test_offline_holds_for_the_whole_command(
+    camcli: Camcli, monkeypatch: pytest.MonkeyPatch, server: tuple[str, list[str]]
+) -> None:
+    monkeypatch.setattr("camcli.prepare.candidates", lambda config, offline: urllib.request.urlopen(server[0]))
+    assert camcli("layers", "--offline").code == 3
+    assert server[1] == []
