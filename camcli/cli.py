@@ -106,7 +106,7 @@ def main() -> None:
     """Entry point: every error becomes one message and an exit code, and no stream ends the work."""
     console.talk_text()
     keep_freed_memory()
-    with stdio.steady() as out:
+    with stdio.steady() as out, console.library_messages():
         code = _invoke()
         reason = out.loss() if out else None
         if reason:
@@ -198,6 +198,7 @@ def run(
     """Explain images: overlays, JSON reports and a manifest below --out. A second run does only what is missing."""
     if log_format == "json":
         console.talk_json()
+    console.talk_quietly(quiet)
     from camcli.formats import EXTENSIONS
     from camcli.inputs import asked, by_extension, discover
     from camcli.job import Job

@@ -22,6 +22,7 @@ from camcli.engine import Engine
 from camcli.errors import ItemError, NoInputsError
 from camcli.images import Picture, decode, loading
 from camcli.inputs import Item
+from camcli.libtiff import quiet_decoders
 from camcli.limits import usable_memory
 from camcli.memory import Budget, budget_size
 from camcli.methods import LayerView
@@ -71,7 +72,7 @@ def factorise(config: RunConfig, items: Sequence[Item], out: Path, count: int, o
 
     Raises CamcliError when the run as a whole cannot go on; a picture that fails is listed under `failures`.
     """
-    with RunDir(out, kind="dff") as folder:
+    with RunDir(out, kind="dff") as folder, quiet_decoders():
         factors = _Factors(config, count, offline)
         factors.learn(items)
         return factors.write(items, folder)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,32 @@ class _Talk:
     """How this process talks on standard error."""
 
     as_json = False
+    quiet = False
+
+
+class _FromLibraries(logging.Handler):
+    """Warnings that libraries log, as messages of ours; none where only failures are wanted."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        if not _Talk.quiet:
+            say(record.getMessage(), "log", logger=record.name, level=record.levelname.lower())
+
+
+@contextmanager
+def library_messages() -> Iterator[None]:
+    """Inside, what libraries log as a warning or worse is said as other messages are."""
+    handler = _FromLibraries(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def talk_quietly(quiet: bool) -> None:
+    """Whether what libraries log is left out."""
+    _Talk.quiet = quiet
 
 
 def talk_json() -> None:
@@ -38,7 +66,7 @@ def talk_json() -> None:
 
 def talk_text() -> None:
     """Messages for people, as at the start."""
-    _Talk.as_json = False
+    _Talk.as_json = _Talk.quiet = False
 
 
 def is_json() -> bool:

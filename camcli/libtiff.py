@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
 
 _MAPS = Path("/proc/self/maps")
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Inside, neither Pillow nor libtiff says on standard error what is wrong with a file."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        hush()
+        yield
 
 
 def hush() -> None:

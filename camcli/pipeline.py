@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from camcli import libtiff, manifest, painter
+from camcli import manifest, painter
 from camcli.config import RunConfig
 from camcli.errors import ConfigError
 from camcli.explain import explain
@@ -19,6 +18,7 @@ from camcli.fingerprint import fingerprint, identity, same_wish
 from camcli.inputs import Item
 from camcli.interrupt import Interrupt
 from camcli.job import Job
+from camcli.libtiff import quiet_decoders
 from camcli.merge import refuse_another_run
 from camcli.prepare import Prepared, prepare
 from camcli.progress import Progress
@@ -54,7 +54,7 @@ def perform(job: Job, progress: Progress, interrupt: Interrupt | None, prepared:
     interrupt: once it has an exit code, the batches that engines are at are finished, and the run ends with that code.
     """
     started, clock = datetime.now(UTC), time.monotonic()
-    with RunDir(job.out, job.suffix) as folder, ExitStack() as stack:
+    with RunDir(job.out, job.suffix) as folder, quiet_decoders():
         if not job.policy.fresh:
             refuse_other_names(job.out, job.items, folder.ledger)
         ready = prepared or prepare(job.config, job.items, job.offline, _earlier(job, folder))
@@ -72,7 +72,6 @@ def perform(job: Job, progress: Progress, interrupt: Interrupt | None, prepared:
             interrupt.begin(_FINISHING.format(len(ready.devices) * len(ready.engines)))
         folder.begin(manifest.opening(settings))
         progress.begin(len(work.kept) + len(work.todo), len(work.kept))
-        _quiet(stack)
         with closing(_outcomes(job, ready, folder, work, settings, stopped)) as outcomes:
             recorder.record(outcomes, progress.advance)
         folder.settle([item.id for item in job.mine], work.vanished)
@@ -92,13 +91,6 @@ def _earlier(job: Job, folder: RunDir) -> manifest.Manifest | None:
     if found is None or job.policy.fresh or not isinstance(found.get("config"), dict):
         return None
     return found if same_wish(found["config"], job.config.model_dump(mode="json")) else None
-
-
-def _quiet(stack: ExitStack) -> None:
-    """Pillow says in records, not on standard error, what is wrong with a file."""
-    stack.enter_context(warnings.catch_warnings())
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    libtiff.hush()
 
 
 def _outcomes(

@@ -87,7 +87,7 @@ class Stream:
         self.preprocess = engines[0].model.preprocess
         self.on_gpu = engines[0].device.type == "cuda"
         self.choose = choose
-        self.batch_size = batch_size
+        self.batch_size = self._together = batch_size
         self.threads = threads
         self.stopped = stopped
         self.whole = whole
@@ -167,13 +167,16 @@ class Stream:
             return failure(item, error, file)
 
     def _batches(self, loaded: Iterable[Held | Failure]) -> Iterator[Batch]:
-        """Runs of items that hold `batch_size` pictures each, failures in between; failures wait for few pictures."""
+        """Runs of items that hold as many pictures each, failures in between; failures wait for few pictures.
+
+        Their size stays as it was when memory runs out, so that what is in a batch does not depend on when that is.
+        """
         entries: list[Held | Failure] = []
         pictures = 0
         for entry in loaded:
             entries.append(entry)
             pictures += isinstance(entry, Held)
-            if not 0 < pictures < self.batch_size or len(entries) >= 4 * self.batch_size:
+            if not 0 < pictures < self._together or len(entries) >= 4 * self._together:
                 yield self._batch(entries)
                 entries, pictures = [], 0
         if entries:

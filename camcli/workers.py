@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -22,6 +23,7 @@ from camcli.errors import CamcliError
 from camcli.explain import explain
 from camcli.inputs import Item
 from camcli.interrupt import signals_held
+from camcli.libtiff import quiet_decoders
 from camcli.limits import usable_memory
 from camcli.memory import budget_size, keep_freed_memory
 from camcli.painter import Outcome
@@ -132,7 +134,8 @@ def _work(task: Task, items: Sequence[Item], sender: Connection, halt: Event) ->
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # held since before this process began
     keep_freed_memory()
-    with suppress(BrokenPipeError):
+    logging.getLogger().addHandler(logging.NullHandler())  # the process that started it has said the same
+    with suppress(BrokenPipeError), quiet_decoders():
         try:
             sender.send(_explained(task, items, sender, halt))
         except CamcliError as error:

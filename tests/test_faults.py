@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from camcli.batchsize import even_batches
 from camcli.configfile import load_config
 from camcli.engine import Engine
 from camcli.images import load_picture
+from camcli.inputs import Item
 from camcli.models import load_model
+from camcli.stream import Stream
 from tests.conftest import Ended, save_picture
 from tests.test_resume import SMALL, contents, pictures
 from tests.test_run import TINY, lines, manifest
@@ -200,6 +203,31 @@ def test_out_of_memory_halves_the_batch(
     assert camcli("run", folder, "--out", tmp_path / "out", *words).code == 0
     assert sizes == [8, 4, *[2] * 8]
     assert len(lines(tmp_path / "out")) == 16
+
+
+def test_batches_are_the_same_whenever_memory_runs_out(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    halved = threading.Event()
+
+    def fail(pixels: torch.Tensor) -> None:
+        sizes.append(len(pixels))
+        if len(pixels) > 2:
+            raise MemoryError
+        halved.set()
+
+    real = Stream._load
+
+    def late(self: Stream, item: Item) -> Any:
+        assert item.id < "12" or halved.wait(60)
+        return real(self, item)
+
+    failing_engine(monkeypatch, fail)
+    monkeypatch.setattr(Stream, "_load", late)
+    words = (*TINY, "-s", "runtime.batch_size=8", "-s", "runtime.threads=1")
+    assert camcli("run", pictures(tmp_path / "in", 16), "--out", tmp_path / "out", *words).code == 0
+    assert sizes == [8, 4, *[2] * 8]
 
 
 def test_out_of_memory_on_two_cores_loses_and_repeats_nothing(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import yaml
+from PIL import Image
 
 from camcli.configfile import load_config
 from tests.conftest import REPO, SHAPES, Ended
 from tests.test_resume import pictures
 from tests.test_run import TINY, manifest
+from tests.test_workers import TWO
 
 Camcli = Callable[..., Ended]
 
@@ -53,6 +58,45 @@ def test_json_lines_tell_of_progress(
     assert [e["images"] for e in told if e["event"] == "progress"] == [1, 2, 3, 4, 5]
     lines = camcli("run", folder, "--out", tmp_path / "text", *TINY).err.splitlines()
     assert sum("/5 images, " in line for line in lines) == 5
+
+
+def test_each_json_line_has_its_time(camcli: Camcli, folder: Path, tmp_path: Path) -> None:
+    before = datetime.now(UTC)
+    told = events(camcli("run", folder, "--out", tmp_path / "out", *TINY, "--log-format", "json"))
+    times = [datetime.fromisoformat(str(event["time"])) for event in told]
+    assert times == sorted(times)
+    assert before - timedelta(milliseconds=1) <= times[0]
+    assert times[-1] <= datetime.now(UTC)
+    assert {time.utcoffset() for time in times} == {timedelta(0)}
+
+
+def test_what_libraries_log_is_a_json_line_or_nothing(tmp_path: Path, folder: Path) -> None:
+    home = tmp_path / "a file"
+    home.touch()
+    hidden = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "MPL"))}
+    words = ("run", folder, "--out", tmp_path / "out", *TINY, "--dry-run", "--log-format", "json")
+    command = [sys.executable, "-m", "camcli", *map(str, words), "-s", "overlay.colormap=jet"]
+    for more, logged in (([], True), (["--quiet"], False)):
+        ended = subprocess.run([*command, *more], cwd=REPO, env={**hidden, "HOME": str(home)}, capture_output=True)
+        told = [json.loads(line) for line in ended.stderr.splitlines()]
+        assert any(e["event"] == "log" and "matplotlib" in e["logger"] for e in told) == logged
+
+
+@pytest.mark.parametrize("command", ["dff", "two"])
+def test_decoders_say_nothing_by_themselves(tmp_path: Path, command: str) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.tiff", "b.tiff"):
+        Image.effect_noise((64, 64), 50).convert("RGB").save(tmp_path / "in" / name, compression="tiff_deflate")
+        data = bytearray((tmp_path / "in" / name).read_bytes())
+        data[60:90] = b"x" * 30
+        (tmp_path / "in" / name).write_bytes(data)
+    Image.new("1", (9500, 9500)).save(tmp_path / "in" / "large.png")
+    words = ["dff" if command == "dff" else "run", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    words += {"dff": ["--json"], "two": ["-q", *TINY, *TWO]}[command]
+    words = [sys.executable, "-m", "camcli", *words, "-s", "overlay.size=model"]
+    ended = subprocess.run(words, cwd=REPO, capture_output=True, text=True)
+    assert ended.returncode == 1, ended.stderr
+    assert not re.search("Warning|ZIPDecode", ended.stderr), ended.stderr
 
 
 def test_an_error_is_a_json_line_too_and_the_next_command_talks_as_ever(
