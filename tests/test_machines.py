@@ -167,3 +167,14 @@ def test_the_workflow_in_the_readme_is_one_whose_commands_exist(tmp_path: Path) 
         if line.strip().startswith("camcli run"):
             words = [sys.executable, "-m", *line.split(), "--dry-run", "--out", str(tmp_path / "out")]
             subprocess.run(words, cwd=REPO, check=True, capture_output=True, timeout=60)
+
+
+def test_junit_of_a_part_has_the_images_of_that_part(camcli: Camcli, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "junit.xml"
+    told = []
+    for part in ("1/2", "2/2"):
+        camcli("run", folder, "--out", tmp_path / "out", *TINY, "--shard", part, "--junit", file)
+        suite = ElementTree.parse(file).getroot()
+        assert suite.get("skipped") == "0"
+        told += [case.get("name") for case in suite.iter("testcase")]
+    assert len(told) == len(set(told)) == 5
