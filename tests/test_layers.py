@@ -183,6 +183,39 @@ def test_branches_that_meet_in_the_logits_are_cut_together() -> None:
     assert {tap.path: tap.layout.grid for tap in layer.taps} == {"fine": (8, 12), "coarse": (4, 6)}
 
 
+class StemAndBranches(TwoBranches):
+    """The two streams come from one early layer, through which the whole prediction flows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 3, 2, stride=2), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.stem(x))
+
+
+def test_late_branches_are_preferred_to_an_early_cut() -> None:
+    layer = resolve_layer(frozen(StemAndBranches()), (128, 192))
+    assert {tap.path: tap.layout.grid for tap in layer.taps} == {"fine": (8, 12), "coarse": (4, 6)}
+
+
+class ChannelsLast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+class MeanOfCells(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square().mean((1, 2))
+
+
+def test_the_same_values_are_tapped_where_they_stand_first() -> None:
+    torch.manual_seed(0)
+    body = nn.Conv2d(3, 16, 8, stride=8), nn.Tanh(), nn.Identity(), ChannelsLast()
+    module = frozen(nn.Sequential(*body, MeanOfCells(), nn.Linear(16, CLASSES)))
+    assert resolve_layer(module, (64, 96)).taps == (Tap("1", Layout("nchw", (8, 12))),)
+
+
 class Twice(nn.Module):
     """Returns one tensor under two keys."""
 
