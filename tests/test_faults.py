@@ -209,10 +209,11 @@ def test_batches_are_the_same_whenever_memory_runs_out(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    halved = threading.Event()
+    half_a_batch, halved = threading.Event(), threading.Event()
 
     def fail(pixels: torch.Tensor) -> None:
         sizes.append(len(pixels))
+        assert half_a_batch.wait(60)
         if len(pixels) > 2:
             raise MemoryError
         halved.set()
@@ -220,7 +221,9 @@ def test_batches_are_the_same_whenever_memory_runs_out(
     real = Stream._load
 
     def late(self: Stream, item: Item) -> Any:
-        assert item.id < "12" or halved.wait(60)
+        if item.id >= "12":
+            half_a_batch.set()
+            assert halved.wait(60)
         return real(self, item)
 
     failing_engine(monkeypatch, fail)
