@@ -1,12 +1,12 @@
 """`camcli` and `python -m camcli`."""
 
-from camcli.interrupt import end_at_once
+from camcli.pipeline.interrupt import end_at_once
 
 
 def main() -> None:
     """Entry point: while the command line is imported, a signal ends the process without a traceback."""
     end_at_once()
-    from camcli.cli import main as run
+    from camcli.cli.app import main as run
 
     run()
 

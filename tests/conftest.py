@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from camcli.cli import main
-from camcli.images import Preprocess
+from camcli.cli.app import main
+from camcli.images.decode import Preprocess
 from camcli.models import LoadedModel
 
 if TYPE_CHECKING:

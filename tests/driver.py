@@ -66,11 +66,11 @@ def _serve() -> None:
     import timm
     import torch
 
-    import camcli.pipeline
+    import camcli.pipeline.run
 
     torch.set_num_threads(1)
     assert timm
-    assert camcli.pipeline
+    assert camcli.pipeline.run
     for line in sys.stdin:
         words = json.loads(line)
         sys.stdin.readline()
@@ -83,7 +83,7 @@ def _serve() -> None:
 
 
 def _child(words: list[str]) -> None:
-    from camcli.cli import main
+    from camcli.cli.app import main
 
     sys.stdin = open(os.devnull)  # noqa: SIM115 - for the life of the child
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

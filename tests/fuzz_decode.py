@@ -13,9 +13,9 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-from camcli import libtiff
 from camcli.errors import ItemError
-from camcli.images import Preprocess, load_picture
+from camcli.images import libtiff
+from camcli.images.decode import Preprocess, load_picture
 from tests.corpus import good_kinds, upright_kinds
 
 SLOW_SECONDS = 10.0

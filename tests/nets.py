@@ -9,8 +9,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from camcli.layers import Layout, Tap, TargetLayer
-from camcli.layers.layout import LayoutKind
+from camcli.engine.layers import Layout, Tap, TargetLayer
+from camcli.engine.layers.layout import LayoutKind
 
 CLASSES = 10
 

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from camcli.config import OptionsConfig
-from camcli.engine import Engine
+from camcli.config.schema import OptionsConfig
+from camcli.engine.engine import Engine
+from camcli.engine.methods import METHODS
 from camcli.errors import MethodError
-from camcli.images import Preprocess
-from camcli.methods import METHODS
+from camcli.images.decode import Preprocess
 from camcli.models import LoadedModel
 from tests import oracles, peers
 from tests.nets import CLASSES, NETS, Net, inputs

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from camcli.configfile import load_config
-from camcli.inputs import discover
-from camcli.job import Job, settled
-from camcli.pipeline import perform
-from camcli.progress import Progress
+from camcli.cli.progress import Progress
+from camcli.config.file import load_config
+from camcli.images.find import discover
+from camcli.pipeline.job import Job, settled
+from camcli.pipeline.run import perform
 from camcli.records import Failure
 from tests.conftest import save_picture
 from tests.corpus import bad_kinds

@@ -26,14 +26,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from camcli.config import ModelConfig
+from camcli.config.schema import ModelConfig
+from camcli.engine.layers import Tap, TargetLayer, resolve_layer
+from camcli.engine.layers.awake import awake
+from camcli.engine.layers.probe import pictures
+from camcli.engine.layers.trace import Place, undisturbed, visiting
+from camcli.engine.tap import cut
 from camcli.errors import CamcliError
-from camcli.layers import Tap, TargetLayer, resolve_layer
-from camcli.layers.awake import awake
-from camcli.layers.probe import pictures
-from camcli.layers.trace import Place, undisturbed, visiting
 from camcli.models import model_source
-from camcli.tap import cut
 from tests import tuned
 
 MAX_REFUSED = 0.01

@@ -73,7 +73,7 @@ def test_imports_go_up(path: Path) -> None:
 )
 def test_light_commands_do_not_import_torch(words: list[str]) -> None:
     code = (
-        "import sys; from camcli.cli import main; sys.argv = ['camcli', *sys.argv[1:]]\n"
+        "import sys; from camcli.cli.app import main; sys.argv = ['camcli', *sys.argv[1:]]\n"
         "try: main()\n"
         "except SystemExit as ended: assert not ended.code, ended.code\n"
         "assert 'torch' not in sys.modules"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from camcli.methods.factors import concepts_of, weights_of
+from camcli.engine.methods.factors import concepts_of, weights_of
 from tests.conftest import SHAPES, Ended
 
 

@@ -10,8 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
-from camcli.config import RunConfig, json_schema
-from camcli.configfile import load_config
+from camcli.config.file import load_config
+from camcli.config.schema import RunConfig, json_schema
 from camcli.errors import ConfigError
 from tests.conftest import REPO, Ended
 

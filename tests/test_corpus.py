@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camcli.engine import Engine
+from camcli.engine.engine import Engine
 from camcli.errors import ItemError
-from camcli.images import Preprocess, decode
-from camcli.inputs import discover
+from camcli.images.decode import Preprocess, decode
+from camcli.images.find import discover
 from tests.conftest import Ended, RedDetector, loaded
 from tests.corpus import HEIGHT, WIDTH, Corpus, build, encoded, good_kinds
 from tests.test_resume import pictures
@@ -29,7 +29,7 @@ Camcli = Callable[..., Ended]
 def red(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is one that knows red from blue, and sees the whole of each picture."""
     whole = Preprocess((64, 64), (64, 64), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", "squash")
-    monkeypatch.setattr("camcli.prepare.load_model", lambda *_: loaded(RedDetector(), whole))
+    monkeypatch.setattr("camcli.pipeline.prepare.load_model", lambda *_: loaded(RedDetector(), whole))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_a_large_picture_is_read_again_for_its_overlay(
 ) -> None:
     folder = pictures(tmp_path / "in", 3)
     assert camcli("run", folder, "--out", tmp_path / "kept", *TINY).code == 0
-    monkeypatch.setattr("camcli.memory.Budget.keep", lambda self, size: size == 0)
+    monkeypatch.setattr("camcli.images.memory.Budget.keep", lambda self, size: size == 0)
     assert camcli("run", folder, "--out", tmp_path / "again", *TINY).code == 0
     for path in (tmp_path / "kept" / "overlays").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / "overlays" / path.name).read_bytes()
@@ -140,7 +140,7 @@ def test_a_picture_that_changes_while_it_is_read_is_a_failure(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = pictures(tmp_path / "in", 1)
-    monkeypatch.setattr("camcli.memory.Budget.keep", lambda self, size: size == 0)
+    monkeypatch.setattr("camcli.images.memory.Budget.keep", lambda self, size: size == 0)
     real = Engine.explain
 
     def touched(self: Engine, *words: Any) -> Any:

@@ -46,7 +46,7 @@ def test_weights_that_are_gone_are_named(camcli: Camcli, tmp_path: Path, monkeyp
 
 
 def test_the_size_of_a_cache_counts_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from camcli.doctor import caches
+    from camcli.cli.doctor import caches
 
     blobs = tmp_path / "hub" / "checkpoints" / "blobs"
     blobs.mkdir(parents=True)

@@ -13,13 +13,13 @@ import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from camcli.engine import Engine, Explanation
+from camcli.engine.engine import Engine, Explanation
+from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
+from camcli.engine.methods import METHODS
+from camcli.engine.methods.maps import scale
+from camcli.engine.tap import cut
 from camcli.errors import ItemError
-from camcli.layers import Layout, Tap, TargetLayer, resolve_layer
-from camcli.methods import METHODS
-from camcli.methods.maps import scale
 from camcli.models import LoadedModel
-from camcli.tap import cut
 from tests.conftest import loaded
 
 GRADCAM = METHODS.get("gradcam")

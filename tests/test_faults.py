@@ -15,14 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from camcli import storage
-from camcli.batchsize import even_batches
-from camcli.configfile import load_config
-from camcli.engine import Engine
-from camcli.images import load_picture
-from camcli.inputs import Item
+from camcli.config.file import load_config
+from camcli.engine.batch_size import even_batches
+from camcli.engine.engine import Engine
+from camcli.images.decode import load_picture
+from camcli.images.find import Item
 from camcli.models import load_model
-from camcli.stream import Stream
+from camcli.pipeline.stream import Stream
+from camcli.results import storage
 from tests.conftest import Ended, save_picture
 from tests.test_resume import SMALL, contents, pictures
 from tests.test_run import TINY, lines, manifest
@@ -351,7 +351,7 @@ def test_a_model_that_answers_nan_is_recorded_for_that_picture(
         model.module.register_forward_hook(hook)
         return model
 
-    monkeypatch.setattr("camcli.prepare.load_model", poisoned)
+    monkeypatch.setattr("camcli.pipeline.prepare.load_model", poisoned)
     words = (*TINY, "-s", "layer=layer4", "-s", "runtime.batch_size=4", "-s", "runtime.threads=1")
     assert camcli("run", pictures(tmp_path / "in", 4), "--out", tmp_path / "out", *words).code == 1
     assert {r["id"]: r.get("kind") for r in lines(tmp_path / "out")} == {

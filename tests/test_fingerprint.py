@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from camcli.config import RunConfig
-from camcli.fingerprint import fingerprint, identity, same_wish
+from camcli.config.schema import RunConfig
 from camcli.models import LoadedModel, load_model
-from camcli.prepare import resolve_layers
+from camcli.pipeline.prepare import resolve_layers
+from camcli.results.fingerprint import fingerprint, identity, same_wish
 from tests.conftest import Ended
 from tests.test_resume import SMALL, pictures
 
@@ -171,9 +171,9 @@ def test_a_run_does_not_mix_what_another_model_would_give(
         return resolve_layers(model, config.model_copy(update={"layer": ("layer3",)}))
 
     if field == "layer":
-        monkeypatch.setattr("camcli.prepare.resolve_layers", resolve)
+        monkeypatch.setattr("camcli.pipeline.prepare.resolve_layers", resolve)
     else:
-        monkeypatch.setattr("camcli.prepare.load_model", load)
+        monkeypatch.setattr("camcli.pipeline.prepare.load_model", load)
     ended = camcli("run", folder, "--out", out, *SMALL)
     assert ended.code == 2, ended.err
     assert told in ended.err

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from camcli.claim import Kind, lock_file
 from camcli.errors import LockedError, OutputError
-from camcli.lock import Lock, is_held
-from camcli.rundir import RunDir
+from camcli.results.claim import Kind, lock_file
+from camcli.results.lock import Lock, is_held
+from camcli.results.rundir import RunDir
 from tests.conftest import Ended, save_picture
 from tests.test_resume import SMALL, pictures
 from tests.test_run import TINY, lines, manifest
@@ -249,7 +249,7 @@ def test_one_more_input_does_not_rename_what_is_there(
     a, b = two_folders(tmp_path)
     out = tmp_path / "out"
     assert camcli("run", a, "--out", out, *TINY).code == 0
-    monkeypatch.setattr("camcli.prepare.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("camcli.pipeline.prepare.load_model", lambda *_: pytest.fail("the model was loaded"))
     told = refused(camcli, out, a, b)
     assert "3 of its images would get other ids: 00.jpg -> a/00.jpg" in told
     assert f"start over with --fresh --root {tmp_path}" in told

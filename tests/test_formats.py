@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camcli.formats import EXTENSIONS, FORMATS
-from camcli.images import decode
-from camcli.inputs import discover
+from camcli.images.decode import decode
+from camcli.images.find import discover
+from camcli.images.formats import EXTENSIONS, FORMATS
 from tests.conftest import SHAPES, Ended, save_picture
 
 MODES = {".pbm": "1", ".pgm": "L", ".pfm": "F"}

@@ -11,11 +11,11 @@ import pytest
 import timm
 import torch
 
-from camcli.engine import Engine
-from camcli.layers import resolve_layer
-from camcli.precision import native
+from camcli.engine.engine import Engine
+from camcli.engine.layers import resolve_layer
+from camcli.engine.precision import native
+from camcli.engine.tuning import tune
 from camcli.records import Precision
-from camcli.tuning import tune
 from tests.conftest import SHAPES, Ended, loaded
 from tests.test_engine import GRADCAM, correlation, explanations, pixels
 from tests.test_run import lines, manifest
@@ -59,7 +59,7 @@ def test_the_main_job_finds_on_the_gpu_what_it_finds_on_the_cpu(camcli: Camcli, 
 
 
 def test_precision_and_batch_size_are_chosen(camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("camcli.precision.WORTHWHILE", 1)
+    monkeypatch.setattr("camcli.engine.precision.WORTHWHILE", 1)
     told = demo(camcli, tmp_path / "out", "-s", "runtime.precision=auto", "-s", "runtime.batch_size=auto")
     assert told["precision"]["used"] == (native(torch.device("cuda")) or "fp32")
 

@@ -13,10 +13,10 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
-from camcli.config import InputConfig, Interpolation, ModelConfig
+from camcli.config.schema import InputConfig, Interpolation, ModelConfig
 from camcli.errors import ItemError
-from camcli.images import Preprocess, decode, load_picture, model_input
-from camcli.libtiff import hush
+from camcli.images.decode import Preprocess, decode, load_picture, model_input
+from camcli.images.libtiff import hush
 from camcli.models import model_source
 from camcli.records import Box
 from tests.conftest import save_picture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from camcli.errors import ConfigError, NoInputsError
-from camcli.inputs import discover, roots_of
+from camcli.images.find import discover, roots_of
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -117,7 +117,7 @@ def test_a_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_searched_keeps_its_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("camcli.inputs._entries", lambda _: None)
+    monkeypatch.setattr("camcli.images.find._entries", lambda _: None)
     (tmp_path / "a").mkdir()
     assert ids(tmp_path / "a") == ["."]
     assert roots_of(discover([str(tmp_path / "a")])) == [str(tmp_path / "a")]

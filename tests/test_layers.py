@@ -25,16 +25,16 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 from torchvision.models.convnext import CNBlockConfig
 
-from camcli.console import print_layers
+from camcli.cli.console import print_layers
+from camcli.engine.layers import Layout, Tap, TargetLayer, list_candidates, resolve_layer
+from camcli.engine.layers.awake import awake
+from camcli.engine.layers.cache import cache_directory, resolve_cached
+from camcli.engine.layers.cuts import cut_points, smallest_cut, vertex
+from camcli.engine.layers.probe import Evidence, Probe, pictures, response
+from camcli.engine.layers.readings import readings
+from camcli.engine.layers.search import Search
+from camcli.engine.layers.trace import Place
 from camcli.errors import LayerError
-from camcli.layers import Layout, Tap, TargetLayer, list_candidates, resolve_layer
-from camcli.layers.awake import awake
-from camcli.layers.cache import cache_directory, resolve_cached
-from camcli.layers.cuts import cut_points, smallest_cut, vertex
-from camcli.layers.probe import Evidence, Probe, pictures, response
-from camcli.layers.readings import readings
-from camcli.layers.search import Search
-from camcli.layers.trace import Place
 from tests import survey
 
 Size = tuple[int, int]
@@ -783,7 +783,7 @@ def test_any_bytes_in_the_cache_give_a_search_or_the_stored_answer(cache: Path, 
     shutil.rmtree(cache, ignore_errors=True)
     fresh = TargetLayer((Tap("0", Layout("nchw", (16, 16))),))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("camcli.layers.cache.resolve_layer", lambda *_: fresh)
+        patch.setattr("camcli.engine.layers.cache.resolve_layer", lambda *_: fresh)
         assert resolve_cached("key", MODULE, (64, 64)) == fresh
         (file,) = cache.iterdir()
         entry = json.loads(file.read_bytes())
@@ -823,7 +823,7 @@ def test_an_entry_for_another_question_is_a_miss(cache: Path) -> None:
 
 def test_an_answer_by_other_rules_is_a_miss(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, first = stored(cache)
-    monkeypatch.setattr("camcli.layers.cache.RULES", 1)
+    monkeypatch.setattr("camcli.engine.layers.cache.RULES", 1)
     assert resolve_cached("key", cnn(), (64, 64)) == first
     assert len(list(cache.iterdir())) == 2
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from camcli.configfile import load_config
+from camcli.config.file import load_config
 from tests.conftest import REPO, SHAPES, Ended
 from tests.test_resume import pictures
 from tests.test_run import TINY, manifest
@@ -53,7 +53,7 @@ def test_json_lines_tell_of_each_failure_and_of_the_end(camcli: Camcli, folder: 
 def test_json_lines_tell_of_progress(
     camcli: Camcli, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("camcli.progress.LINE_SECONDS", 0)
+    monkeypatch.setattr("camcli.cli.progress.LINE_SECONDS", 0)
     told = events(camcli("run", folder, "--out", tmp_path / "out", *TINY, "--log-format", "json"))
     assert [e["images"] for e in told if e["event"] == "progress"] == [1, 2, 3, 4, 5]
     lines = camcli("run", folder, "--out", tmp_path / "text", *TINY).err.splitlines()

@@ -11,14 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camcli import report
-from camcli.config import OptionsConfig
-from camcli.engine import Engine, Explanation
-from camcli.errors import ItemError
-from camcli.layers import Layout, Tap, TargetLayer
-from camcli.methods import METHODS, Batch, LayerView
-from camcli.methods.factors import concepts_of
-from camcli.methods.maps import (
+from camcli.config.schema import OptionsConfig
+from camcli.engine.engine import Engine, Explanation
+from camcli.engine.layers import Layout, Tap, TargetLayer
+from camcli.engine.methods import METHODS, Batch, LayerView
+from camcli.engine.methods.factors import concepts_of
+from camcli.engine.methods.maps import (
     NOTHING,
     ROUNDING,
     SAME,
@@ -30,8 +28,10 @@ from camcli.methods.maps import (
     scale,
     scale_signed,
 )
+from camcli.errors import ItemError
 from camcli.models import LoadedModel
 from camcli.records import Box, Heatmap, ImageResult, Precision, Prediction
+from camcli.results import report
 from tests import oracles, tuned
 from tests.conftest import loaded
 from tests.nets import inputs

@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from camcli.configfile import load_config
+from camcli.config.file import load_config
+from camcli.engine.precision import Choice
 from camcli.errors import ConfigError
-from camcli.images import Preprocess, loading
-from camcli.limits import usable_cores, usable_memory
-from camcli.memory import Budget, budget_size
-from camcli.precision import Choice
-from camcli.workers import Task
+from camcli.images.decode import Preprocess, loading
+from camcli.images.memory import Budget, budget_size
+from camcli.pipeline.limits import usable_cores, usable_memory
+from camcli.pipeline.workers import Task
 from tests.conftest import Ended, save_picture
 from tests.test_resume import contents
 from tests.test_run import TINY
@@ -165,7 +165,7 @@ class Witness(Budget):
 @pytest.fixture
 def witnesses(monkeypatch: pytest.MonkeyPatch) -> list[Witness]:
     """The budgets of the runs of a test."""
-    for module in ("explain", "concepts"):
+    for module in ("pipeline.explain", "analysis.concepts"):
         monkeypatch.setattr(f"camcli.{module}.Budget", Witness)
     Witness.seen.clear()
     return Witness.seen

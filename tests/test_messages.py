@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from camcli.events import event_line
+from camcli.cli.events import event_line
 from camcli.records import Failure, RunReport
 from tests.conftest import Ended, save_picture
 from tests.test_faults import small_disk
@@ -66,7 +66,7 @@ def test_a_quiet_log_has_every_failure_and_nothing_else_to_say(camcli: Camcli, f
 
 
 def test_names_and_reasons_of_failures_stay_on_one_line(capfd: pytest.CaptureFixture[str]) -> None:
-    from camcli import console
+    from camcli.cli import console
 
     failures = [
         Failure("a\n\x1b.jpg", "/in/a\n\x1b.jpg", "forward", "RuntimeError", "no\nway", None),
@@ -153,7 +153,7 @@ def test_events_are_one_line_each() -> None:
 
 
 def test_the_rate_is_of_what_this_run_did(capfd: pytest.CaptureFixture[str]) -> None:
-    from camcli import console
+    from camcli.cli import console
 
     console.talk_text()
     report = RunReport(done=11, failed=1, skipped=3, seconds=2.0, out="o", exit_code=1, failures={"E": 1}, kept=8)
@@ -164,7 +164,7 @@ def test_the_rate_is_of_what_this_run_did(capfd: pytest.CaptureFixture[str]) -> 
 
 
 def test_methods_are_listed_with_all_that_is_known_of_them(camcli: Camcli) -> None:
-    from camcli.methods import listed
+    from camcli.engine.methods import listed
 
     known: dict[str, dict[str, Any]] = {
         m.name: {"needs": list(m.needs), "cost": m.cost, "paper": m.paper} for m in listed()
@@ -179,7 +179,7 @@ def test_methods_are_listed_with_all_that_is_known_of_them(camcli: Camcli) -> No
 
 
 def test_the_tree_of_layers_marks_what_is_of_no_use(capfd: pytest.CaptureFixture[str]) -> None:
-    from camcli import console
+    from camcli.cli import console
 
     layout = {"kind": "nchw", "grid": [2, 3], "prefix": 0}
     common = {

@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from camcli.config import InputConfig, ModelConfig, OptionsConfig
+from camcli.config.schema import InputConfig, ModelConfig, OptionsConfig
 from camcli.demo.scenes import scene
-from camcli.engine import Engine, Explanation
+from camcli.engine.engine import Engine, Explanation
+from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
+from camcli.engine.methods import METHODS, Batch, LayerView
+from camcli.engine.methods.table import listed, markdown
 from camcli.errors import ItemError, MethodError
-from camcli.images import Preprocess
-from camcli.layers import Layout, Tap, TargetLayer, resolve_layer
-from camcli.methods import METHODS, Batch, LayerView
-from camcli.methods.table import listed, markdown
+from camcli.images.decode import Preprocess
 from camcli.models import LoadedModel, load_model
 from camcli.records import Heatmap
-from camcli.report import json_schema
+from camcli.results.report import json_schema
 from tests.conftest import REPO, Ended, loaded
 from tests.nets import calibrated, inputs
 from tests.oracles import correlation

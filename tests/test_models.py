@@ -12,7 +12,7 @@ import torch
 import torchvision
 from pydantic import JsonValue
 
-from camcli.config import InputConfig, ModelConfig
+from camcli.config.schema import InputConfig, ModelConfig
 from camcli.errors import ConfigError
 from camcli.models import load_model
 from tests.conftest import SHAPES, Ended

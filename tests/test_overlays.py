@@ -15,18 +15,18 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
-from camcli import render
-from camcli.config import OverlayConfig, RunConfig
-from camcli.engine import Engine, Explanation
-from camcli.geometry import hot_box, peak
-from camcli.images import Picture, Preprocess, load_picture
-from camcli.methods import METHODS
-from camcli.painter import Painter
+from camcli.config.schema import OverlayConfig, RunConfig
+from camcli.engine.engine import Engine, Explanation
+from camcli.engine.methods import METHODS
+from camcli.images.decode import Picture, Preprocess, load_picture
+from camcli.images.geometry import hot_box, peak
+from camcli.pipeline.painter import Painter
 from camcli.records import Box, Heatmap, ImageResult, Prediction
-from camcli.rundir import RunDir
-from camcli.writers.concepts import concept_overlay
-from camcli.writers.grid import PAPER, grid
-from camcli.writers.overlay import encode, paint
+from camcli.render import colour as render
+from camcli.render.concepts import concept_overlay
+from camcli.render.grid import PAPER, grid
+from camcli.render.overlay import encode, paint
+from camcli.results.rundir import RunDir
 from tests.conftest import SHAPES, Ended, RedDetector, loaded
 from tests.test_placement import LAYER
 

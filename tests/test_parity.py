@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from camcli.config import Smoothing
-from camcli.engine import Explanation
-from camcli.methods import METHODS
+from camcli.config.schema import Smoothing
+from camcli.engine.engine import Explanation
+from camcli.engine.methods import METHODS
 from tests import oracles, peers
 from tests.nets import Net, inputs
 from tests.parity import Case, agreement

@@ -13,13 +13,13 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from camcli.config import OptionsConfig
-from camcli.engine import Engine
+from camcli.config.schema import OptionsConfig
+from camcli.engine.engine import Engine
+from camcli.engine.layers import Layout, Tap, TargetLayer
+from camcli.engine.methods import METHODS
+from camcli.engine.tap import Tail
 from camcli.errors import MethodError
-from camcli.images import Preprocess
-from camcli.layers import Layout, Tap, TargetLayer
-from camcli.methods import METHODS
-from camcli.tap import Tail
+from camcli.images.decode import Preprocess
 from tests import oracles
 from tests.conftest import loaded
 from tests.nets import calibrated, inputs

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from camcli.config import OptionsConfig
-from camcli.engine import Engine
+from camcli.config.schema import OptionsConfig
+from camcli.engine.engine import Engine
+from camcli.engine.methods import METHODS
+from camcli.engine.methods.biases import Biases
 from camcli.errors import MethodError
-from camcli.methods import METHODS
-from camcli.methods.biases import Biases
 from tests import oracles, peers
 from tests.conftest import loaded
 from tests.nets import calibrated, inputs

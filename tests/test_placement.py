@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from camcli.config import Crop, InputConfig, OverlayConfig
-from camcli.engine import Engine, Explanation
-from camcli.geometry import hot_box, peak, place, strips
-from camcli.images import Picture, Preprocess, load_picture
-from camcli.layers import Layout, Tap, TargetLayer
-from camcli.methods import METHODS
+from camcli.config.schema import Crop, InputConfig, OverlayConfig
+from camcli.engine.engine import Engine, Explanation
+from camcli.engine.layers import Layout, Tap, TargetLayer
+from camcli.engine.methods import METHODS
+from camcli.images.decode import Picture, Preprocess, load_picture
+from camcli.images.geometry import hot_box, peak, place, strips
 from camcli.records import Box, Heatmap
-from camcli.writers.overlay import overlay_bytes
+from camcli.render.overlay import overlay_bytes
 from tests.conftest import RedDetector, loaded
 
 LAYER = TargetLayer((Tap("rectify", Layout("nchw", (16, 16))),))

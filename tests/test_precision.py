@@ -15,20 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from camcli import workers
-from camcli.batchsize import even_batches, find_batch_size
-from camcli.config import TargetsConfig
-from camcli.configfile import load_config
-from camcli.engine import Engine, Explanation
+from camcli.config.file import load_config
+from camcli.config.schema import TargetsConfig
+from camcli.engine.batch_size import even_batches, find_batch_size
+from camcli.engine.engine import Engine, Explanation
+from camcli.engine.layers import Layout, Tap, TargetLayer
+from camcli.engine.methods import METHODS
+from camcli.engine.precision import CHECKABLE, Choice, Guard, choose_precision, correlation, native, spread
+from camcli.engine.targets import Chooser, chooser, ranked
 from camcli.errors import ItemError
-from camcli.layers import Layout, Tap, TargetLayer
-from camcli.memory import Budget
-from camcli.methods import METHODS
-from camcli.precision import CHECKABLE, Choice, Guard, choose_precision, correlation, native, spread
-from camcli.prepare import device
+from camcli.images.memory import Budget
+from camcli.pipeline import workers
+from camcli.pipeline.prepare import device
+from camcli.pipeline.stream import Stream, redo_size
 from camcli.records import Heatmap, Prediction
-from camcli.stream import Stream, redo_size
-from camcli.targets import Chooser, chooser, ranked
 from tests.benchmarks.precision import crops, differences, explained
 from tests.conftest import REAL_WEIGHTS, SHAPES, Ended, RedDetector, loaded, save_picture
 from tests.test_engine import GRADCAM, pixels
@@ -125,7 +125,7 @@ class Close(RedDetector):
 def test_a_model_whose_answers_are_mostly_in_doubt_stays_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     found = choice(Engine(loaded(Close()), [LAYER], [GRADCAM]), coloured(4))
     assert found == Choice("fp32", "bf16 gives no answer that can be compared with one in fp32")
-    monkeypatch.setattr("camcli.precision.LOGIT_ERRORS", 1e6)
+    monkeypatch.setattr("camcli.engine.precision.LOGIT_ERRORS", 1e6)
     found = choice(Engine(loaded(RedDetector()), [LAYER], [GRADCAM]), coloured(4))
     assert found == Choice("fp32", "bf16 is too coarse for this model: of 4 images 4 would have to be explained again")
 
@@ -144,7 +144,7 @@ def test_an_error_that_the_guard_would_not_see_is_fp32(monkeypatch: pytest.Monke
 
     engine = Engine(loaded(RedDetector()), [LAYER], [GRADCAM])
     monkeypatch.setattr(Engine, "explain", turned)
-    monkeypatch.setattr("camcli.precision.MAP_ERRORS", 1e-3)
+    monkeypatch.setattr("camcli.engine.precision.MAP_ERRORS", 1e-3)
     found = choice(engine, coloured(8))
     assert found == Choice("fp32", "bf16 changes an answer by more than could be foreseen")
 
@@ -242,7 +242,7 @@ def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed in range(COUNT):
         save_picture(tmp_path / "in" / f"{seed:02}.png", 90, 80, seed)
     found = Choice("bf16", "for the test", Guard(0.075, {"gradcam": 0.0}))
-    monkeypatch.setattr("camcli.prepare.choose_precision", lambda *_: found)
+    monkeypatch.setattr("camcli.pipeline.prepare.choose_precision", lambda *_: found)
     return tmp_path / "in"
 
 
@@ -297,7 +297,7 @@ def test_an_image_gets_the_same_numbers_in_any_part_and_in_a_resumed_run(
 
     results = whole / "results.jsonl"
     results.write_bytes(b"".join(results.read_bytes().splitlines(keepends=True)[::5]))
-    monkeypatch.setattr("camcli.prepare.choose_precision", lambda *_: pytest.fail("chosen again"))
+    monkeypatch.setattr("camcli.pipeline.prepare.choose_precision", lambda *_: pytest.fail("chosen again"))
     assert camcli("run", guarded, "--out", whole, *AUTO).code == 0
     assert by_id(whole) == expected
     assert manifest(whole)["precision"]["guard"] == {"logits": 0.075, "maps": {"gradcam": 0.0}}
@@ -310,7 +310,7 @@ def test_another_guard_is_another_config(
     assert camcli(*words, "--limit", "4").code == 0
     (tmp_path / "out" / "run.json").unlink()
     other = Choice("bf16", "for the test", Guard(0.04, {"gradcam": 0.0}))
-    monkeypatch.setattr("camcli.prepare.choose_precision", lambda *_: other)
+    monkeypatch.setattr("camcli.pipeline.prepare.choose_precision", lambda *_: other)
     assert camcli(*words).code == 2
     assert camcli(*words, "--keep-going").code == 0
 
@@ -328,7 +328,7 @@ def test_a_process_for_each_device_keeps_the_guard(
         workers._explained(task.on(devices[0], 1), items, sender, multiprocessing.Event())
         yield from (one for one in sent if one != workers.READY)
 
-    monkeypatch.setattr("camcli.pipeline.in_processes", at_once)
+    monkeypatch.setattr("camcli.pipeline.run.in_processes", at_once)
     out = tmp_path / "devices"
     assert camcli("run", guarded, "--out", out, *AUTO, "-s", "runtime.device=cpu,cpu").code == 0
     assert tasks
@@ -372,7 +372,7 @@ def test_how_many_are_explained_again_at_a_time(batch: int, again: int) -> None:
 def test_a_run_says_what_it_chose_and_a_resumed_one_keeps_to_it(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("camcli.precision.WORTHWHILE", 1)
+    monkeypatch.setattr("camcli.engine.precision.WORTHWHILE", 1)
     save_picture(tmp_path / "in" / "1.png", 300, 200)
     (tmp_path / "in" / "0.jpg").write_text("no picture")
     words = ("run", tmp_path / "in", SHAPES, "--out", tmp_path / "out", "-s", "runtime.precision=auto")
@@ -386,13 +386,13 @@ def test_a_run_says_what_it_chose_and_a_resumed_one_keeps_to_it(
 
     with monkeypatch.context() as patch:
         for chosen in ("choose_precision", "find_batch_size"):
-            patch.setattr(f"camcli.prepare.{chosen}", lambda *_: pytest.fail("chosen again"))
+            patch.setattr(f"camcli.pipeline.prepare.{chosen}", lambda *_: pytest.fail("chosen again"))
         assert camcli(*words, "-s", "runtime.batch_size=auto", "--retry-failed").code == 1
     again = manifest(tmp_path / "out")
     assert (again["precision"], again["batch_size"]) == (told["precision"], told["batch_size"])
 
     save_picture(tmp_path / "in" / "00.png", 300, 200, seed=1)
-    monkeypatch.setattr("camcli.prepare.choose_precision", lambda *_: pytest.fail("chosen again"))
+    monkeypatch.setattr("camcli.pipeline.prepare.choose_precision", lambda *_: pytest.fail("chosen again"))
     assert camcli(*words, "-s", "runtime.batch_size=auto").code == 1
     assert manifest(tmp_path / "out")["precision"] == told["precision"]
     assert len(lines(tmp_path / "out")) == 15
@@ -421,7 +421,7 @@ def test_fp32_on_a_gpu_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_explicit_precision_is_not_probed(camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_picture(tmp_path / "in" / "1.png", 80, 60)
-    monkeypatch.setattr("camcli.prepare.choose_precision", lambda *_: pytest.fail("probed"))
+    monkeypatch.setattr("camcli.pipeline.prepare.choose_precision", lambda *_: pytest.fail("probed"))
     for precision in ("fp32", "bf16"):
         out = tmp_path / precision
         assert camcli("run", tmp_path / "in", "--out", out, *TINY, "-s", f"runtime.precision={precision}").code == 0
@@ -439,7 +439,7 @@ def test_batches_are_even_over_all_that_work_at_once(pictures: int, batch: int, 
 def test_a_batch_size_is_found_within_memory_and_need(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(loaded(RedDetector()), [LAYER], [GRADCAM])
     seconds = {4: 1.0, 8: 1.2, 16: 1.5, 32: 2.99}
-    monkeypatch.setattr("camcli.batchsize._seconds", lambda engine, size: seconds[size])
+    monkeypatch.setattr("camcli.engine.batch_size._seconds", lambda engine, size: seconds[size])
     assert find_batch_size(engine, 1000) == 16
     assert find_batch_size(engine, 9) == 8
     assert find_batch_size(engine, 2) == 4
@@ -449,7 +449,7 @@ def test_a_batch_size_is_found_within_memory_and_need(monkeypatch: pytest.Monkey
             raise torch.OutOfMemoryError("CUDA out of memory")
         return seconds[size]
 
-    monkeypatch.setattr("camcli.batchsize._seconds", short)
+    monkeypatch.setattr("camcli.engine.batch_size._seconds", short)
     assert find_batch_size(engine, 1000) == 8
 
 
@@ -461,7 +461,7 @@ def test_the_times_of_a_real_engine_are_taken() -> None:
 @pytest.mark.skipif(not REAL_WEIGHTS.is_dir(), reason="no real weights beside the checkout")
 def test_nothing_changes_on_crops_of_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice of `python -m tests.benchmarks.precision`, however many are explained again."""
-    monkeypatch.setattr("camcli.precision.MOST_REDONE", 1.0)
+    monkeypatch.setattr("camcli.engine.precision.MOST_REDONE", 1.0)
     (tmp_path / "in").mkdir()
     items = crops(tmp_path / "in", 96)
     (tmp_path / "squeezenet.yaml").write_text(MODELS["squeezenet"])

@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from camcli import geometry
-from camcli.config import Crop, RunConfig
-from camcli.configfile import load_config
+from camcli.config.file import load_config
+from camcli.config.schema import Crop, RunConfig
 from camcli.errors import ConfigError
-from camcli.images import Preprocess, full_size, model_input
+from camcli.images import geometry
+from camcli.images.decode import Preprocess, full_size, model_input
 from camcli.records import Box
-from camcli.report import ImageRecord, ModelRecord, report_text, sealed
-from camcli.storage import NAME_BYTES, fitted, is_inside
+from camcli.results.report import ImageRecord, ModelRecord, report_text, sealed
+from camcli.results.storage import NAME_BYTES, fitted, is_inside
 from tests.fuzz_decode import fuzz
 from tests.soak import soak
 

@@ -12,17 +12,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from camcli import console, pipeline, prepare, versions
-from camcli import manifest as manifest_of
-from camcli.config import RunConfig
+from camcli.cli import console
+from camcli.config.schema import RunConfig
 from camcli.errors import CamcliError
-from camcli.inputs import Item
-from camcli.job import Job, settled
-from camcli.merge import merge
-from camcli.resume import plan
-from camcli.rundir import RunDir
-from camcli.shard import Shard
-from camcli.status import inspect
+from camcli.images.find import Item
+from camcli.pipeline import prepare
+from camcli.pipeline import run as pipeline
+from camcli.pipeline.job import Job, settled
+from camcli.results import manifest as manifest_of
+from camcli.results import versions
+from camcli.results.merge import merge
+from camcli.results.resume import plan
+from camcli.results.rundir import RunDir
+from camcli.results.shard import Shard
+from camcli.results.status import inspect
 from tests.conftest import Ended, save_picture
 from tests.test_resume import SMALL, contents, pictures
 from tests.test_run import lines, manifest

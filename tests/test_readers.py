@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from camcli.configfile import load_config
+from camcli.config.file import load_config
 from camcli.errors import CamcliError, ConfigError
-from camcli.inputs import discover
-from camcli.labels import read_labels
+from camcli.images.find import discover
+from camcli.models.labels import read_labels
 
 fuzzed = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -11,8 +11,8 @@ import typer
 
 import camcli
 from camcli import errors
-from camcli.cli import app
-from camcli.configfile import load_config
+from camcli.cli.app import app
+from camcli.config.file import load_config
 from tests.conftest import REPO
 
 README = (REPO / "README.md").read_text()

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from camcli.configfile import load_config
-from camcli.engine import Engine
-from camcli.images import load_picture
-from camcli.layers import Layout, Tap, TargetLayer, resolve_layer
-from camcli.methods import METHODS
+from camcli.config.file import load_config
+from camcli.engine.engine import Engine
+from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
+from camcli.engine.methods import METHODS
+from camcli.images.decode import load_picture
 from camcli.models import LoadedModel, load_model
 from tests import oracles
 from tests.conftest import PHOTOS, REAL_WEIGHTS, Ended

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from camcli.storage import sweep, write_atomic
+from camcli.results.storage import sweep, write_atomic
 from tests.conftest import Ended, save_picture
 from tests.driver import Driver
 from tests.test_run import TINY, lines, manifest
@@ -69,7 +69,7 @@ def test_nothing_to_do_is_said_and_costs_nothing(
 ) -> None:
     folder, out = done
     before = times(out)
-    monkeypatch.setattr("camcli.prepare.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("camcli.pipeline.prepare.load_model", lambda *_: pytest.fail("the model was loaded"))
     ended = camcli("run", folder, "--out", out, *SMALL, "--json")
     assert ended.code == 1
     assert "nothing to do: all 7 images are recorded" in ended.err

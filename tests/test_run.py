@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from camcli.report import json_schema
-from camcli.rundir import RunDir
+from camcli.results.report import json_schema
+from camcli.results.rundir import RunDir
 from tests.conftest import PHOTOS, SHAPES, Ended, save_picture
 
 Camcli = Callable[..., Ended]

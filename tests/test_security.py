@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from camcli.configfile import load_config
+from camcli.config.file import load_config
 from camcli.errors import ConfigError, ItemError, OutputError
-from camcli.rundir import RunDir
-from camcli.storage import remove
+from camcli.results.rundir import RunDir
+from camcli.results.storage import remove
 from tests.conftest import REPO, Ended
 from tests.test_resume import pictures
 from tests.test_run import TINY, lines

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from camcli.errors import ConfigError
-from camcli.shard import Shard, shard_of
+from camcli.results.shard import Shard, shard_of
 from tests.conftest import Ended
 from tests.test_resume import SMALL, contents, pictures, times
 from tests.test_run import manifest

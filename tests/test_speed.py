@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camcli import geometry, render
-from camcli.config import InputConfig, OverlayConfig
-from camcli.engine import Engine
-from camcli.images import Preprocess, load_picture
+from camcli.config.schema import InputConfig, OverlayConfig
+from camcli.engine.engine import Engine
+from camcli.images import geometry
+from camcli.images.decode import Preprocess, load_picture
+from camcli.pipeline.stopwatch import Step, Stopwatch, bottleneck
 from camcli.records import Box
-from camcli.stopwatch import Step, Stopwatch, bottleneck
-from camcli.writers.overlay import encode, paint
+from camcli.render import colour as render
+from camcli.render.overlay import encode, paint
 from tests.conftest import SHAPES, Ended, save_picture
 from tests.test_run import TINY, lines, manifest
 
@@ -68,8 +69,8 @@ def test_overlays_of_the_model_s_size_need_no_whole_picture(
     photograph(tmp_path / "in" / "x.jpg", 1600, 1200)
     words = ("run", tmp_path / "in", *TINY, "-s", "overlay.size=model", "--out")
     assert camcli(*words, tmp_path / "out").code == 0
-    monkeypatch.setattr("camcli.memory.Budget.keep", lambda self, size: size == 0)
-    monkeypatch.setattr("camcli.stream.decode", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("camcli.images.memory.Budget.keep", lambda self, size: size == 0)
+    monkeypatch.setattr("camcli.pipeline.stream.decode", lambda path: pytest.fail("read again"))
     assert camcli(*words, tmp_path / "short").code == 0
     [record] = lines(tmp_path / "out")
     assert (record["width"], record["height"]) == (1600, 1200)
@@ -184,6 +185,6 @@ def test_what_was_tried_before_the_run_is_no_part_of_its_profile(
         engine.stopwatch.add(replace_one(engine.stopwatch.seconds, 1000.0))
         return 4
 
-    monkeypatch.setattr("camcli.prepare.find_batch_size", slow)
+    monkeypatch.setattr("camcli.pipeline.prepare.find_batch_size", slow)
     assert camcli("run", SHAPES, "--out", tmp_path / "out", *TINY, "-s", "runtime.batch_size=auto").code == 0
     assert manifest(tmp_path / "out")["profile"]["decode"] < 1000

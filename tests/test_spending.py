@@ -11,10 +11,10 @@ import timm
 import torch
 from torch import Tensor
 
-from camcli.config import OptionsConfig
-from camcli.engine import Engine, Explanation
-from camcli.layers import resolve_layer
-from camcli.methods import METHODS
+from camcli.config.schema import OptionsConfig
+from camcli.engine.engine import Engine, Explanation
+from camcli.engine.layers import resolve_layer
+from camcli.engine.methods import METHODS
 from tests.conftest import Ended, loaded, save_picture
 from tests.test_engine import pixels
 from tests.test_run import TINY

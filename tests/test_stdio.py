@@ -16,9 +16,10 @@ from typing import Any, TextIO
 
 import pytest
 
-from camcli import crash, stdio
-from camcli.cli import main
-from camcli.versions import versions
+from camcli.cli import stdio
+from camcli.cli.app import main
+from camcli.pipeline import crash
+from camcli.results.versions import versions
 from tests.conftest import Ended, save_picture
 from tests.test_run import TINY, lines
 
@@ -139,7 +140,7 @@ def test_a_defect_is_exit_code_70_with_a_log_in_the_run_folder(
     def fail(*words: object) -> None:
         raise error("nobody\nexpected this")
 
-    monkeypatch.setattr("camcli.pipeline._planned", fail)
+    monkeypatch.setattr("camcli.pipeline.run._planned", fail)
     ended = camcli("run", picture, "--out", tmp_path / "out", *TINY, "--log-format", "json")
     told = json.loads(ended.err.splitlines()[-1])
     assert (ended.code, told["event"], told["exit_code"]) == (70, "error", 70)
@@ -153,14 +154,14 @@ def test_a_defect_is_exit_code_70_with_a_log_in_the_run_folder(
 def test_a_defect_without_a_run_folder_is_logged_with_the_users_state(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: Path
 ) -> None:
-    monkeypatch.setattr("camcli.inputs.discover", broken)
+    monkeypatch.setattr("camcli.images.find.discover", broken)
     for words in (("run", tmp_path, "--out", tmp_path / "out"), ("dff", tmp_path, "--out", tmp_path / "out")):
         ended = camcli(*words)
         assert ended.code == 70
         assert len(ended.err.splitlines()) == 1
         assert str(state) in ended.err
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr("camcli.methods.listed", broken)
+    monkeypatch.setattr("camcli.engine.methods.listed", broken)
     assert camcli("methods").code == 70
 
 
@@ -180,7 +181,7 @@ def test_an_interrupt_outside_a_run_is_130(camcli: Camcli, monkeypatch: pytest.M
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("camcli.methods.listed", interrupted)
+    monkeypatch.setattr("camcli.engine.methods.listed", interrupted)
     assert camcli("methods").code == 130
 
 
@@ -188,7 +189,7 @@ def test_libraries_without_metadata_are_unknown(monkeypatch: pytest.MonkeyPatch)
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("camcli.versions.version", missing)
+    monkeypatch.setattr("camcli.results.versions.version", missing)
     assert versions()["torch"] == "unknown"
     assert versions()["camcli"] != "unknown"
 
@@ -232,5 +233,5 @@ def test_a_lost_result_is_fatal_unless_the_command_was_stopped(
         print("a result")
         return code
 
-    monkeypatch.setattr("camcli.cli._invoke", invoke)
+    monkeypatch.setattr("camcli.cli.app._invoke", invoke)
     assert code_of(monkeypatch, "methods", stdout=full()) == expected

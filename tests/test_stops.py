@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from camcli.cli.progress import Progress
 from camcli.errors import OutputError
-from camcli.interrupt import Interrupt
-from camcli.progress import Progress
-from camcli.rundir import RunDir
+from camcli.pipeline.interrupt import Interrupt
+from camcli.results.rundir import RunDir
 from tests.conftest import REPO, Ended
 from tests.test_faults import failing_engine
 from tests.test_resume import SMALL, contents, pictures
@@ -61,7 +61,7 @@ main()
 """
 WHILE_IT_LOADS = """
 import time
-from camcli import prepare
+from camcli.pipeline import prepare
 from camcli.__main__ import main
 def slow(*words):
     print("now", flush=True)
@@ -222,6 +222,6 @@ def test_all_devices_cannot_share_one_range_when_they_are_several(
 ) -> None:
     words = ("run", pictures(tmp_path / "in", 3), "--out", tmp_path / "out", *TINY, "-s", "overlay.scale=run")
     for count, code in ((2, 2), (1, 0)):
-        monkeypatch.setattr("camcli.prepare.devices_of", lambda names, n=count: [torch.device("cpu")] * n)
+        monkeypatch.setattr("camcli.pipeline.prepare.devices_of", lambda names, n=count: [torch.device("cpu")] * n)
         refused = camcli(*words, "--device", "all")
         assert (refused.code, "cannot be split between devices" in refused.err) == (code, code == 2), refused.err

@@ -13,18 +13,19 @@ from typing import Any
 
 import pytest
 
-from camcli import cli, job
-from camcli.claim import claimed
-from camcli.configfile import load_config
+from camcli.cli import app as cli
+from camcli.config.file import load_config
 from camcli.errors import ConfigError
-from camcli.inputs import Item
-from camcli.job import Job
-from camcli.ledger import Entry, Ledger, entry_of
-from camcli.lock import Lock
-from camcli.resume import vanished
-from camcli.rundir import RunDir
-from camcli.shard import shard_of
-from camcli.storage import fitted, make_folders, remove, sweep, write_all, write_atomic
+from camcli.images.find import Item
+from camcli.pipeline import job
+from camcli.pipeline.job import Job
+from camcli.results.claim import claimed
+from camcli.results.ledger import Entry, Ledger, entry_of
+from camcli.results.lock import Lock
+from camcli.results.resume import vanished
+from camcli.results.rundir import RunDir
+from camcli.results.shard import shard_of
+from camcli.results.storage import fitted, make_folders, remove, sweep, write_all, write_atomic
 from tests.conftest import Ended, save_picture
 from tests.test_readback import RECORD, TOLD
 from tests.test_resume import SMALL, pictures
@@ -245,7 +246,7 @@ def test_a_home_folder_in_a_path_is_the_same_file_for_a_run_and_the_next(
     words = ("run", folder, "--out", out, *SMALL, "-s", "model.labels=~/labels.txt")
     assert camcli(*words).code == 0
     assert {record["top"][0]["label"] for record in lines(out)} <= set("abcd")
-    monkeypatch.setattr("camcli.prepare.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("camcli.pipeline.prepare.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert "nothing to do" in camcli(*words).err
     monkeypatch.undo()
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from camcli.config import TargetsConfig
+from camcli.config.schema import TargetsConfig
+from camcli.engine.targets import against, chooser, class_index, ranked
 from camcli.errors import ConfigError
-from camcli.targets import against, chooser, class_index, ranked
 
 LABELS = ("tench, Tinca tinca", "crane", "crane bird, crane", "Crane Fly", "vase", "jar, vase", "drake", "drake")
 

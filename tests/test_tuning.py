@@ -15,13 +15,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from camcli.engine import Engine
-from camcli.folding import fold
-from camcli.layers import resolve_layer
-from camcli.methods import METHODS
+from camcli.engine.engine import Engine
+from camcli.engine.folding import fold
+from camcli.engine.layers import resolve_layer
+from camcli.engine.methods import METHODS
+from camcli.engine.tap import cut
+from camcli.engine.tuning import tune, twins
 from camcli.models import LoadedModel
-from camcli.tap import cut
-from camcli.tuning import tune, twins
 from tests import tuned
 from tests.conftest import Ended, loaded, save_picture
 from tests.nets import trained

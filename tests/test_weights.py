@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from camcli.config import InputConfig, ModelConfig
+from camcli.config.schema import InputConfig, ModelConfig
 from camcli.errors import ModelError, OfflineError
 from camcli.models import load_model
+from camcli.models.offline import no_network
 from camcli.models.weights import read_state_dict
-from camcli.offline import no_network
 from tests.conftest import Ended, save_picture
 from tests.test_run import lines
 
@@ -342,6 +342,6 @@ def test_the_head_of_a_file_keeps_the_order_of_its_classes(tmp_path: Path, state
 def test_offline_holds_for_the_whole_command(
     camcli: Camcli, monkeypatch: pytest.MonkeyPatch, server: tuple[str, list[str]]
 ) -> None:
-    monkeypatch.setattr("camcli.prepare.candidates", lambda config, offline: urllib.request.urlopen(server[0]))
+    monkeypatch.setattr("camcli.pipeline.prepare.candidates", lambda config, offline: urllib.request.urlopen(server[0]))
     assert camcli("layers", "--offline").code == 3
     assert server[1] == []

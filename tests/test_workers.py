@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from camcli import workers
-from camcli.config import RunConfig
+from camcli.config.schema import RunConfig
+from camcli.engine.precision import Choice
 from camcli.errors import InternalError
-from camcli.precision import Choice
+from camcli.pipeline import workers
 from tests.conftest import Ended, save_picture
 from tests.test_resume import SMALL, contents, pictures
 from tests.test_run import TINY, manifest

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camcli.config import ModelConfig
-from camcli.engine import Engine
-from camcli.images import Preprocess
-from camcli.layers import Layout, Tap, TargetLayer
-from camcli.layers.trace import Output, Place, record, visiting
-from camcli.methods import METHODS
+from camcli.config.schema import ModelConfig
+from camcli.engine.engine import Engine
+from camcli.engine.layers import Layout, Tap, TargetLayer
+from camcli.engine.layers.trace import Output, Place, record, visiting
+from camcli.engine.methods import METHODS
+from camcli.engine.tuning import tune
+from camcli.images.decode import Preprocess
 from camcli.models import model_source
-from camcli.tuning import tune
 from tests import oracles
 from tests.conftest import loaded
 from tests.nets import calibrated, inputs

@@ -27,11 +27,11 @@ from safetensors.torch import load_file
 from camcli.demo import LABELS, MEAN, SIZE, STD, WEIGHTS
 from camcli.demo.nets import build
 from camcli.demo.scenes import Scene, scene
-from camcli.engine import Engine
+from camcli.engine.engine import Engine
+from camcli.engine.layers import resolve_layer
+from camcli.engine.methods import METHODS
 from camcli.errors import ItemError
-from camcli.images import Preprocess
-from camcli.layers import resolve_layer
-from camcli.methods import METHODS
+from camcli.images.decode import Preprocess
 from camcli.models import LoadedModel
 from camcli.records import Heatmap
 

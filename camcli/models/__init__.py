@@ -11,13 +11,13 @@ from typing import Literal, Protocol, cast, get_args
 import torch
 from torch import nn
 
-from camcli.config import InputConfig, ModelConfig, Source
+from camcli.config.schema import InputConfig, ModelConfig, Source
 from camcli.errors import CamcliError, ConfigError, ModelError
-from camcli.images import Preprocess
-from camcli.labels import read_labels
+from camcli.images.decode import Preprocess
+from camcli.models.labels import read_labels
 from camcli.models.loaded import Entry, LoadedModel
+from camcli.models.offline import no_network
 from camcli.models.weights import recognise, sha256, short
-from camcli.offline import no_network
 
 __all__ = ["Entry", "LoadedModel", "ModelSource", "fetch", "list_models", "load_model", "model_source", "weights_file"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from camcli import demo
-from camcli.config import ModelConfig
-from camcli.images import Preprocess
+from camcli.config.schema import ModelConfig
+from camcli.images.decode import Preprocess
 from camcli.models import weights
 from camcli.models.loaded import Entry
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from camcli.images import Preprocess
+from camcli.images.decode import Preprocess
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.layers import to_2tuple
 from torch import nn
 
-from camcli.config import Crop, ModelConfig
+from camcli.config.schema import Crop, ModelConfig
 from camcli.errors import CamcliError, ConfigError, ModelError
-from camcli.images import Preprocess
+from camcli.images.decode import Preprocess
 from camcli.models import weights
 from camcli.models.loaded import Entry
 from camcli.registry import did_you_mean

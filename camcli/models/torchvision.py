@@ -9,9 +9,9 @@ import torchvision
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from camcli.config import ModelConfig
+from camcli.config.schema import ModelConfig
 from camcli.errors import ConfigError, ModelError
-from camcli.images import Preprocess
+from camcli.images.decode import Preprocess
 from camcli.models import weights
 from camcli.models.loaded import Entry
 from camcli.registry import did_you_mean

@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from camcli.config import InputConfig, ModelConfig, OptionsConfig
+from camcli.config.schema import InputConfig, ModelConfig, OptionsConfig
 from camcli.demo import SIZE
 from camcli.demo.scenes import Scene, scene
-from camcli.engine import Engine, Explanation
+from camcli.engine.engine import Engine, Explanation
+from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
+from camcli.engine.methods import METHODS
 from camcli.errors import MethodError
-from camcli.images import Preprocess
-from camcli.layers import Layout, Tap, TargetLayer, resolve_layer
-from camcli.methods import METHODS
+from camcli.images.decode import Preprocess
 from camcli.models import LoadedModel, load_model
 from camcli.records import Precision
 from tests import peers

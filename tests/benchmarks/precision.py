@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from camcli import precision
-from camcli.config import RunConfig
-from camcli.configfile import load_config
-from camcli.inputs import Item
-from camcli.pipeline import run
-from camcli.precision import correlation
+from camcli.config.file import load_config
+from camcli.config.schema import RunConfig
+from camcli.engine import precision
+from camcli.engine.precision import correlation
+from camcli.images.find import Item
+from camcli.pipeline.run import run
 from tests.conftest import REAL_WEIGHTS
 from tests.test_real_weights import MODELS
 

@@ -40,14 +40,14 @@ from timm.data import create_loader, resolve_data_config
 from timm.data.dataset import ImageDataset
 from torch import Tensor, nn
 
-from camcli.config import RunConfig
-from camcli.engine import Engine
+from camcli.config.schema import RunConfig
+from camcli.engine.engine import Engine
+from camcli.engine.layers import TargetLayer
 from camcli.errors import ItemError
-from camcli.inputs import discover
-from camcli.layers import TargetLayer
-from camcli.memory import keep_freed_memory
-from camcli.pipeline import run
-from camcli.prepare import prepare
+from camcli.images.find import discover
+from camcli.images.memory import keep_freed_memory
+from camcli.pipeline.prepare import prepare
+from camcli.pipeline.run import run
 
 MODELS = {
     "resnet50": "resnet50",
@@ -368,9 +368,9 @@ def end_to_end_ratios(part: str, name: str, seconds: Mapping[str, float]) -> lis
 def resident_mib(images: int) -> float:
     """Peak resident memory, in MiB, of a run of the demo model over `images` pictures in a process of its own."""
     code = (
-        "import sys\nfrom camcli.memory import keep_freed_memory\nkeep_freed_memory()\n"
-        "from pathlib import Path\nfrom camcli.configfile import load_config\n"
-        "from camcli.inputs import discover\nfrom camcli.pipeline import run\n"
+        "import sys\nfrom camcli.images.memory import keep_freed_memory\nkeep_freed_memory()\n"
+        "from pathlib import Path\nfrom camcli.config.file import load_config\n"
+        "from camcli.images.find import discover\nfrom camcli.pipeline.run import run\n"
         "run(load_config(None).config, discover([sys.argv[1]]), Path(sys.argv[2]))\n"
     )
     with tempfile.TemporaryDirectory() as folder:

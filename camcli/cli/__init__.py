@@ -1,0 +1,1 @@
+"""The command line: parsing, printing, progress. Imports any room; nothing imports it."""

@@ -1,0 +1,328 @@
+"""What the command line prints: talk on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from camcli.cli.events import event_line
+
+if TYPE_CHECKING:
+    from camcli.cli.doctor import Diagnosis
+    from camcli.config.schema import RunConfig
+    from camcli.engine.methods import Method
+    from camcli.models import Entry
+    from camcli.pipeline.stopwatch import Step
+    from camcli.records import Failure, RunReport
+    from camcli.results.status import Standing
+
+PIPED_COLUMNS = 160
+
+
+class _Talk:
+    """How this process talks on standard error."""
+
+    as_json = False
+    quiet = False
+
+
+class _FromLibraries(logging.Handler):
+    """Warnings that libraries log, as messages of ours; none where only failures are wanted."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        if not _Talk.quiet:
+            say(record.getMessage(), "log", logger=record.name, level=record.levelname.lower())
+
+
+@contextmanager
+def library_messages() -> Iterator[None]:
+    """Inside, what libraries log as a warning or worse is said as other messages are."""
+    handler = _FromLibraries(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def talk_quietly(quiet: bool) -> None:
+    """Whether what libraries log is left out."""
+    _Talk.quiet = quiet
+
+
+def talk_json() -> None:
+    """From now on every message on standard error is a JSON object on a line of its own."""
+    _Talk.as_json = True
+
+
+def talk_text() -> None:
+    """Messages for people, as at the start."""
+    _Talk.as_json = _Talk.quiet = False
+
+
+def is_json() -> bool:
+    """Whether messages are JSON."""
+    return _Talk.as_json
+
+
+def say(text: str, event: str = "note", **fields: Any) -> None:
+    """A message on standard error; text has its control characters made visible."""
+    typer.echo(event_line(event, message=text, **fields) if _Talk.as_json else visible(text), err=True)
+
+
+def visible(text: str) -> str:
+    """`text` without what a terminal would obey or hide; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def one_line(text: str) -> str:
+    """`visible`, and on one line: for names of files."""
+    return visible(text).replace("\n", "\\n")
+
+
+def print_json(value: Any) -> None:
+    """A result on standard output, ASCII only."""
+    typer.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+def announce(config: RunConfig, images: int) -> None:
+    """What is about to happen."""
+    model = config.model
+    say(f"{images} images, model {model.source}/{model.name}, layer {', '.join(config.layer)}")
+    if model.weights == "none":
+        say("warning: model.weights is none, so the weights are random and the heatmaps mean nothing", "warning")
+
+
+def print_plan(ids: list[str], out: Path, as_json: bool) -> None:
+    """The images of a dry run."""
+    if as_json:
+        print_json({"images": ids, "out": str(out)})
+        return
+    for name in ids:
+        say(one_line(name))
+    say(f"{len(ids)} images would be explained into {out}")
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """What a user should know of the layers of a run."""
+    for note in notes:
+        say(f"note: {note}")
+
+
+def print_failures(first: Sequence[Failure], failed: int) -> None:
+    """The first of `failed` images that failed in a run, and why; a JSON log has named all of them."""
+    if _Talk.as_json:
+        return
+    for failure in first:
+        reason = failure.message.removeprefix(f"{failure.source}: ")
+        stage = "" if failure.stage in ("read", "decode") else f"{failure.stage}: "
+        say(f"failed: {one_line(failure.id)}: {one_line(stage + reason)}")
+    if failed > len(first):
+        say(f"failed: {failed - len(first)} more, all in results.jsonl")
+
+
+def print_summary(report: RunReport, settled: bool, above: float | None) -> None:
+    """How a run ended; settled: there was nothing to do. above: the probability that classes had to reach."""
+    if _Talk.as_json:
+        say("nothing to do" if settled else "ended", "summary", **asdict(report))
+        return
+    if report.vanished:
+        say(f"{report.vanished} images of an earlier run are gone, and their records with them; their heatmaps stay")
+    if report.foreign:
+        say(f"warning: {report.foreign} of the records were made with another config")
+    if settled:
+        say(f"nothing to do: all {report.kept} images are recorded")
+    if settled and report.failed:
+        say(f"{report.failed} of them failed ({_by_kind(report)}); --retry-failed tries them again")
+    if not settled:
+        _print_counts(report)
+    for line in evidence_lines(report.without_evidence, above):
+        say(line)
+
+
+def print_skipped(found: Mapping[str, int], asked: bool) -> None:
+    """How many files in the folders were passed over for their extension; asked: the user said which to take."""
+    from camcli.images.find import in_words
+
+    if found:
+        what = "of another extension" if asked else "not an image extension"
+        say(f"skipped {sum(found.values())} files, {what}: {in_words(found)}", "skipped", files=dict(found))
+
+
+def evidence_lines(found: Mapping[str, int], above: float | None) -> list[str]:
+    """What was explained without much to see, in words."""
+    words = {
+        "no_heatmap": f"no class above {above}, so no heatmap",
+        "no_class": f"no class above {above}, so only maps that need none",
+        "below": f"no class above {above}, so the most probable one is shown",
+        "empty": "no evidence in any heatmap, so nothing is painted",
+    }
+    return [f"{found[kind]} image{'s' * (found[kind] != 1)}: {what}" for kind, what in words.items() if kind in found]
+
+
+def _by_kind(report: RunReport) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in report.failures.items())
+
+
+def _print_counts(report: RunReport) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    new = report.done + report.failed - report.kept
+    table.add_row("explained", str(report.done), f"{new / report.seconds:.1f} images/s" if report.seconds else "")
+    table.add_row("failed", str(report.failed), escape(_by_kind(report)))
+    if report.redone:
+        table.add_row("in fp32", str(report.redone), "explained again, since 16 bits left their answers in doubt")
+    if report.kept:
+        table.add_row("kept", str(report.kept), "from an earlier run")
+    if report.skipped:
+        table.add_row("not reached", str(report.skipped), "the same command goes on from here")
+    table.add_row("seconds", f"{report.seconds:.1f}", "")
+    Console(stderr=True).print(table)
+    say(f"{report.out}: overlays/, reports/, results.jsonl, run.json")
+
+
+def print_profile(seconds: dict[Step, float], whole: float) -> None:
+    """Where the time of a run of `whole` seconds went."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from camcli.pipeline.stopwatch import STEPS, bottleneck, start
+
+    bound = bottleneck(seconds, whole)
+    if _Talk.as_json:
+        say(f"{bound} bounds the run", "profile", seconds=seconds, bound=bound)
+        return
+    table = Table("step", "seconds", "of the run", "", box=None, pad_edge=False)
+    rows = [("start", start(seconds, whole), "model, layer, folder")]
+    rows += [(step, seconds[step], what) for step, what in STEPS.items()]
+    for step, value, what in rows:
+        table.add_row(step, f"{value:.2f}", f"{value / max(whole, 1e-9):.0%}", what)
+    Console(stderr=True).print(table)
+    say(f"{bound} bounds the run (work is summed over threads; the waits are of the thread that connects them)")
+
+
+def print_status(found: Standing) -> None:
+    """How a run folder stands, and how to go on."""
+    typer.echo(visible(f"{found.out}: {found.run}"))
+    for name in ("done", "failed", "missing", "changed", "damaged", "vanished"):
+        ids = getattr(found, name)
+        kinds = ", ".join(f"{n} {kind}" for kind, n in found.failures.items()) if name == "failed" else ""
+        examples = "" if name == "done" else ", ".join(one_line(i) for i in ids[:3]) + (", …" if len(ids) > 3 else "")
+        typer.echo(f"{name:9} {len(ids):7}  {'  '.join(filter(None, (kinds, examples)))}".rstrip())
+    if found.foreign:
+        typer.echo(f"{found.foreign} of the records were made with another config than the last run's")
+    if len(found.versions) > 1:
+        typer.echo(visible(_by_versions(found.versions)))
+    for line in evidence_lines(found.without_evidence, found.above):
+        typer.echo(line)
+    if not found.listed:
+        typer.echo(f"the inputs cannot be listed again, so {found.unknown} images without a record are not named")
+    if found.todo or found.unknown or found.vanished:
+        typer.echo("to go on: the same `camcli run` again" + ("; --retry-failed for the failed" * bool(found.failed)))
+    elif found.failed:
+        typer.echo("to try the failed ones again: the same `camcli run` with --retry-failed")
+
+
+def _by_versions(found: Sequence[tuple[int, Mapping[str, str]]]) -> str:
+    """`120 images were explained with torch 2.14.1, 30 with torch 2.15.0`: only what differs."""
+    names = sorted({name for _, versions in found for name in versions})
+    differing = [name for name in names if len({versions.get(name) for _, versions in found}) > 1]
+    parts = [", ".join(f"{name} {versions[name]}" for name in differing if name in versions) for _, versions in found]
+    first, *others = [(count, part or "unknown versions") for (count, _), part in zip(found, parts, strict=True)]
+    return f"{first[0]} images were explained with {first[1]}" + "".join(f"; {n} with {part}" for n, part in others)
+
+
+def print_diagnosis(found: Diagnosis) -> None:
+    """What the doctor found."""
+    for name, version in found.versions.items():
+        typer.echo(f"{name:12} {version}")
+    for name, about in found.devices.items():
+        typer.echo(f"{name:12} {about}")
+    for name, (folder, size) in found.caches.items():
+        typer.echo(visible(f"{name + ' cache':18} {folder}, {size / 2**20:.0f} MiB"))
+    for name, value in found.check.items():
+        typer.echo(f"{name:12} {value:.1%}" if isinstance(value, float) else f"{name:12} {value}")
+    typer.echo("healthy" if found.healthy else "NOT healthy: the embedded model does not see what it should")
+
+
+def print_layers(found: list[dict[str, Any]]) -> None:
+    """The tree of `camcli layers`: modules in modules, in the order of the forward pass."""
+    from rich.console import Console
+    from rich.tree import Tree
+
+    tree = Tree("path, type, shape, layout and grid; [green]the layer that a run reads[/]; [dim]no use: why[/]")
+    nodes = {"": tree}
+    for candidate in sorted(found, key=lambda c: c["path"].count(".")):
+        inside = candidate["path"].rpartition(".")[0]
+        while inside not in nodes:
+            inside = inside.rpartition(".")[0]
+        nodes[candidate["path"]] = nodes[inside].add(_layer_line(candidate))
+    Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS).print(tree)
+
+
+def _layer_line(candidate: Mapping[str, Any]) -> str:
+    from rich.markup import escape
+
+    shape, layout = "x".join(map(str, candidate["shape"])), candidate["layout"]
+    text = escape(f"{candidate['path']}  {candidate['type']}  {shape}")
+    if layout is None:
+        return f"[dim]{text}  no layout over the picture[/]"
+    prefix = f" after {layout['prefix']} prefix tokens" if layout["prefix"] else ""
+    text += f"  {layout['kind']} {layout['grid'][0]}x{layout['grid'][1]}{prefix}"
+    if candidate["chosen"]:
+        return f"[bold green]{text}  <- chosen[/]"
+    if candidate["live"]:
+        return text
+    return (
+        f"{text}  gradient in {share:.0%} of the cells"
+        if (share := candidate["live_cells"])
+        else f"[dim]{text}  no gradient[/]"
+    )
+
+
+def print_concepts(found: Mapping[str, Any], out: Path) -> None:
+    """The concepts of a folder, what failed, and where the rest is."""
+    for concept in found["concepts"]:
+        raised = ", ".join(f"{c['label'].split(',')[0]} {c['raised']:+.2f}" for c in concept["classes"])
+        say(f"{concept['colour']}  {raised or 'raises no class'}")
+    for failure in found["failures"]:
+        say(f"failed: {one_line(failure['message'])}")
+    say(f"{out}: concepts.json, overlays/ of {len(found['images'])} images")
+
+
+def print_methods(found: Sequence[Method]) -> None:
+    """The table of `camcli methods`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("method", "needs", "cost", "paper", box=None, pad_edge=False)
+    for method in found:
+        table.add_row(method.name, ", ".join(method.needs), method.cost, method.paper)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def print_models(entries: Sequence[Entry]) -> None:
+    """The table of `camcli models`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "pretrained", "cached", "input", "parameters", box=None, pad_edge=False)
+    for entry in entries:
+        parameters = f"{entry.parameters / 1e6:.1f} M" if entry.parameters else ""
+        height, width = entry.input_size
+        yes = {True: "yes", False: "-"}
+        name = f"{entry.source}/{entry.name}"
+        table.add_row(name, yes[entry.pretrained], yes[entry.cached], f"{height}x{width}", parameters)
+    Console().print(table)

@@ -1,0 +1,88 @@
+"""How far a run is: a bar on a terminal, one line a minute in a log, or JSON lines."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+from camcli.cli.events import event_line
+from camcli.records import Failure
+
+LINE_SECONDS = 60.0
+NAMED = 5
+
+
+class Progress:
+    """Counts records on `stream`; silent when `stream` is None. quiet: of JSON lines, only those about failures.
+
+    first: the first few failures, for the summary.
+    """
+
+    def __init__(self, stream: TextIO | None, as_json: bool = False, quiet: bool = False) -> None:
+        self.stream = stream
+        self.as_json = as_json
+        self.quiet = quiet
+        self.first: list[Failure] = []
+        self.total = self.count = self.kept = self.failed = 0
+        self._start = self._last = time.monotonic()
+        self._bar: tqdm | None = None  # type: ignore[type-arg]
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def begin(self, total: int, kept: int) -> None:
+        """`total` images, of which `kept` are there from an earlier run."""
+        self.total, self.count, self.kept = total, kept, kept
+        self._start = self._last = time.monotonic()
+        if self.stream is not None and self.stream.isatty() and not (self.as_json or self.quiet):
+            self._bar = tqdm(total=total, initial=kept, unit="image", file=self.stream, dynamic_ncols=True)
+
+    def advance(self, failure: Failure | None) -> None:
+        """One more record."""
+        self.count += 1
+        self.failed += failure is not None
+        if failure and len(self.first) < NAMED:
+            self.first.append(failure)
+        if self._bar is not None:
+            self._bar.update()
+            if failure:
+                self._bar.set_postfix(failed=self.failed)
+        elif self.stream is not None:
+            self._log(failure)
+
+    def tell_now(self, text: str) -> None:
+        """Say `text` from a signal handler: past the stream's buffer, which may be in the middle of a write."""
+        if self.stream is None or self.quiet:
+            return
+        line = event_line("note", message=text) if self.as_json else text
+        with suppress(OSError, ValueError):
+            os.write(self.stream.fileno(), ("\n" * (self._bar is not None) + line + "\n").encode())
+
+    def _log(self, failure: Failure | None) -> None:
+        if failure and self.as_json:
+            self._event("failed", id=failure.id, stage=failure.stage, kind=failure.kind, message=failure.message)
+        if not self.quiet and time.monotonic() - self._last >= LINE_SECONDS:
+            self._line()
+
+    def _line(self) -> None:
+        self._last = time.monotonic()
+        rate = (self.count - self.kept) / (self._last - self._start)
+        if self.as_json:
+            self._event("progress", images=self.count, of=self.total, failed=self.failed, images_per_second=rate)
+        else:
+            text = f"{self.count}/{self.total} images, {self.failed} failed, {rate:.1f} images/s"
+            print(text, file=self.stream, flush=True)
+
+    def _event(self, event: str, **fields: object) -> None:
+        print(event_line(event, **fields), file=self.stream, flush=True)

@@ -1,0 +1,324 @@
+"""One forward, the tail's backward for each target, and every method's maps from the two.
+
+The graph begins at the target layer: the parameters are frozen, and a hook hands the rest of the network a
+copy of the layer's output that alone asks for gradients. The backbone so leaves nothing behind for backward.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from camcli.config.schema import OptionsConfig, Smoothing
+from camcli.engine.layers import Tap, TargetLayer
+from camcli.engine.methods import Batch, LayerView, Method
+from camcli.engine.methods.maps import REASONS, Maps, along, mean_of, merge, principal, rounding
+from camcli.engine.tap import Past, Tail, cut, noting
+from camcli.engine.targets import Chooser, ranked
+from camcli.errors import ItemError, MethodError
+from camcli.models.loaded import LoadedModel
+from camcli.pipeline.stopwatch import Stopwatch
+from camcli.records import Heatmap, Precision, Prediction
+
+TOP = 5
+HALF_LIFT = 1024.0
+COPIES = tuple((mirrored, factor) for mirrored in (False, True) for factor in (1.0, 0.9, 1.1))
+"""What `smoothing: aug` averages over: the plain picture first; the factor multiplies the model's input."""
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+Asked = tuple[Tensor, Sequence[Method]]
+"""A round: [B,K] with one target of each picture, and the methods that are to explain it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What the engine found for one picture: predictions, most probable first, and heatmaps by target and method.
+
+    A map that is the same for every class stands once, beside those of the first target.
+    logits, probabilities: float32 [K], of all classes, as a forward pass in `precision` gives them.
+    """
+
+    top: tuple[Prediction, ...]
+    heatmaps: tuple[Heatmap, ...]
+    logits: NDArray[np.float32] = field(compare=False, repr=False)
+    probabilities: NDArray[np.float32] = field(compare=False, repr=False)
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward: inputs [B,3,H,W], float32 logits [B,K]; for each tap its tensor, what came before, its memo.
+
+    memo: of the batch as a whole.
+    """
+
+    inputs: Tensor
+    logits: Tensor
+    kept: dict[Tap, Tensor]
+    past: dict[Tap, Past]
+    memos: tuple[dict[str, Any], ...]
+    memo: dict[str, Any]
+
+
+class Engine:
+    """Explains batches with one model, its target layers and a list of methods.
+
+    against: a class that every target is contrasted with: why the target rather than that one.
+    Raises MethodError for methods that cannot be smoothed as asked.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        layers: Sequence[TargetLayer],
+        methods: Sequence[Method],
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+        options: OptionsConfig | None = None,
+        smoothing: Smoothing = "none",
+        against: int | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
+        self.model = model
+        self.methods = tuple(methods)
+        self.taps = tuple(dict.fromkeys(tap for layer in layers for tap in layer.taps))
+        self.layer = ", ".join(layer.name for layer in layers)
+        self.device = torch.device(device)
+        self.module = model.module.to(self.device)
+        self.precision = precision
+        self.options = options or OptionsConfig()
+        self.smoothing = smoothing
+        self.against = against
+        self.stopwatch = stopwatch or Stopwatch()
+        self._mean = torch.tensor(model.preprocess.mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(model.preprocess.std, device=self.device).view(1, 3, 1, 1)
+        self._refuse_unsmoothable()
+
+    def twin(self) -> Engine:
+        """An engine that shares the weights and may run at the same time on another thread."""
+        shared = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
+        twin = copy.copy(self)
+        twin.module = copy.deepcopy(self.module, shared)
+        twin.model = replace(self.model, module=twin.module)
+        return twin
+
+    def at(self, precision: Precision) -> Engine:
+        """This engine, module and all, with forward passes in another precision."""
+        other = copy.copy(self)
+        other.precision = precision
+        return other
+
+    def _refuse_unsmoothable(self) -> None:
+        for method in self.methods:
+            if self.smoothing == "eigen" and method.resolution == "pixel":
+                raise MethodError(f"smoothing: eigen needs the parts of channels, which {method.name!r} has not")
+
+    def explain(self, pixels: Tensor, choose: Chooser, count: int | None = None) -> list[Explanation | ItemError]:
+        """Top predictions and heatmaps for uint8 [B,H,W,3]; an ItemError where logits or maps are not finite.
+
+        count: only the first so many are asked for, and the others fill up the batch: they share its forward pass,
+        and nothing else is spent on them.
+        """
+        with self.stopwatch.timing("forward"):
+            plain = self.forward(self.normalise(pixels))
+            logits = plain.logits.detach()
+            probabilities = self._probabilities(logits)[:count]
+        with self.stopwatch.timing("backward"):
+            return self._explanations(plain, logits, probabilities, choose)
+
+    def _explanations(
+        self, plain: Pass, logits: Tensor, probabilities: NDArray[np.float32], choose: Chooser
+    ) -> list[Explanation | ItemError]:
+        finite = torch.isfinite(logits).all(dim=1).tolist()[: len(probabilities)]
+        chosen = [choose(p) if ok else [] for p, ok in zip(probabilities, finite, strict=True)]
+        asked = self._asked([self._aims(logits, [c[r : r + 1] for c in chosen]) for r in range(max(map(len, chosen)))])
+        if not asked and (free := [method for method in self.methods if not method.class_specific]):
+            asked = [(torch.zeros_like(logits), free)]
+        rounds = [
+            list(zip(methods, maps, strict=True))
+            for (_, methods), maps in zip(asked, _arrays(self._maps(plain, asked)), strict=True)
+        ]
+        scores = logits.cpu().numpy()
+        return [
+            self._explanation(i, probabilities[i], scores[i], chosen[i], rounds) if finite[i] else _not_finite("logits")
+            for i in range(len(chosen))
+        ]
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 [B,H,W,3] -> float32 [B,3,H,W] on the device, as the weights were trained."""
+        moved = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        return (moved.float() / 255 - self._mean) / self._std
+
+    def network(self, inputs: Tensor) -> Tensor:
+        """[N,3,H,W] -> float32 [N,K] in the run's precision."""
+        with self._autocast():
+            return self.module(inputs).float()  # type: ignore[no-any-return]
+
+    def forward(self, inputs: Tensor) -> Pass:
+        """One forward pass; its graph begins at the taps, and there is none where no method asks for gradients."""
+        needs = {need for method in self.methods for need in method.needs}
+        with ExitStack() as stack:
+            past = stack.enter_context(noting(self.module, self.taps)) if "tail" in needs else {}
+            kept = stack.enter_context(cut(self.module, self.taps))
+            stack.enter_context(torch.set_grad_enabled("gradients" in needs))
+            logits = self.network(inputs)
+        return Pass(inputs, logits, kept, past, tuple({} for _ in self.taps), {})
+
+    @property
+    def _number(self) -> torch.dtype:
+        return _AUTOCAST.get(self.precision, torch.float32)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        dtype = _AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+
+    def _probabilities(self, logits: Tensor) -> NDArray[np.float32]:
+        values = logits.softmax(dim=1) if self.model.activation == "softmax" else logits.sigmoid()
+        return values.cpu().numpy()
+
+    def _aims(self, logits: Tensor, classes: Sequence[Sequence[int]]) -> Tensor:
+        """[B,K]: 1 at each picture's class, of which there may be none, and -1 at the class that it is held against.
+
+        Rows beyond `classes` ask nothing.
+        """
+        aims = np.zeros(logits.shape, dtype=np.float32)  # one copy to the device instead of one for each picture
+        for row, wanted in zip(aims, classes, strict=False):
+            row[list(wanted)] = 1
+            if wanted and self.against is not None:
+                row[self.against] -= 1
+        return torch.from_numpy(aims).to(logits.device)
+
+    def maps(self, plain: Pass, aims: Sequence[Tensor]) -> list[list[Maps]]:
+        """The maps of the methods for each of the rounds of `aims`; those of no class are in the first one alone."""
+        return self._maps(plain, self._asked(aims))
+
+    def _asked(self, aims: Sequence[Tensor]) -> list[Asked]:
+        specific = [method for method in self.methods if method.class_specific]
+        return [(aim, specific if i else self.methods) for i, aim in enumerate(aims)]
+
+    def _maps(self, plain: Pass, asked: Sequence[Asked]) -> list[list[Maps]]:
+        first = [self._round(plain, *one) for one in asked]
+        if self.smoothing != "aug":
+            return first
+        heats = [[[maps.heat] for maps in methods] for methods in first]
+        for mirrored, factor in COPIES[1:]:
+            copy = self.forward((plain.inputs.flip(-1) if mirrored else plain.inputs) * factor)
+            for one, methods in zip(asked, heats, strict=True):
+                for heat, maps in zip(methods, self._round(copy, *one), strict=True):
+                    heat.append(maps.heat.flip(-1) if mirrored else maps.heat)
+        return [
+            [mean_of(of, method.signed, one) for method, one, of in zip(methods, maps, copies, strict=True)]
+            for (_, methods), maps, copies in zip(asked, first, heats, strict=True)
+        ]
+
+    def _round(self, done: Pass, aims: Tensor, methods: Sequence[Method]) -> list[Maps]:
+        """Each method's maps for one target of every picture."""
+        batch, views = self.views(done, aims)
+        return [self._merged(method, batch, views) for method in methods]
+
+    def _merged(self, method: Method, batch: Batch, views: Sequence[LayerView]) -> Maps:
+        raws = method.compute(batch, views)
+        maps = [self._one_map(raw) for raw in raws]
+        return merge(maps, method.signed, self._noises(method, batch, views, raws, maps))
+
+    def _one_map(self, raw: Tensor) -> Tensor:
+        """[B,h,w] from itself or from the channels' parts [B,C,h,w]."""
+        if raw.dim() == 3:
+            return raw
+        return principal(raw) if self.smoothing == "eigen" else raw.sum(dim=1)
+
+    def _noises(
+        self,
+        method: Method,
+        batch: Batch,
+        views: Sequence[LayerView],
+        raws: Sequence[Tensor],
+        maps: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """What rounding may have added to each of `maps`, where the method says what it adds up."""
+        if method.terms is None:
+            return []
+        terms = method.terms(batch, views, raws)
+        if self.smoothing == "eigen":
+            terms = [along(raw, one) if raw.dim() == 4 else t for raw, one, t in zip(raws, maps, terms, strict=True)]
+        logits = method.resolution == "pixel" or not {"tail", "scores"}.isdisjoint(method.needs)
+        numbers = [batch.number] * len(terms) if logits else [view.number for view in views]
+        return [rounding(t, number) for t, number in zip(terms, numbers, strict=True)]
+
+    def views(self, done: Pass, aims: Tensor) -> tuple[Batch, list[LayerView]]:
+        """What methods see of a pass when `aims` [B,K] is asked; one backward serves all layers and methods."""
+        about = done.inputs, done.logits.detach(), aims, self.module, self.network, self.options, done.memo
+        batch = Batch(*about, number=self._number)
+        tensors = [done.kept[tap] for tap in self.taps]
+        gradients: list[Tensor] = []
+
+        def gradient(index: int) -> Tensor:
+            if not gradients:
+                lift = HALF_LIFT if self.precision == "fp16" else 1.0
+                found = torch.autograd.grad((done.logits * aims).sum() * lift, tensors, retain_graph=True)
+                gradients.extend(g.float() / lift for g in found)
+            return self.taps[index].layout.to_maps(gradients[index])
+
+        return batch, [self._view(batch, done, i, tap, lambda i=i: gradient(i)) for i, tap in enumerate(self.taps)]
+
+    def _view(self, batch: Batch, done: Pass, index: int, tap: Tap, backward: Any) -> LayerView:
+        stored = done.kept[tap].detach()
+        activations = tap.layout.to_maps(stored).float()
+
+        def tail(picture: int, maps: Tensor) -> Tensor:
+            run = view.once("tail", lambda: Tail(tap, stored, done.past[tap], done.inputs, batch.logits, self.network))
+            return run(picture, maps)
+
+        view = LayerView(
+            batch, activations, backward, tail, tap.layout, stored.shape[1], stored.dtype, done.memos[index]
+        )
+        return view
+
+    def _explanation(
+        self,
+        i: int,
+        probabilities: NDArray[np.float32],
+        logits: NDArray[np.float32],
+        chosen: Sequence[int],
+        rounds: Sequence[Sequence[tuple[Method, Maps]]],
+    ) -> Explanation | ItemError:
+        def prediction(index: int) -> Prediction:
+            return Prediction(index, self.model.labels[index], float(probabilities[index]), float(logits[index]))
+
+        against = None if self.against is None else prediction(self.against)
+        heatmaps = []
+        targets: Sequence[int | None] = chosen or [None]
+        for index, found in zip(targets, rounds, strict=False):
+            for method, maps in found:
+                if index is None and method.class_specific:
+                    continue
+                heat, low, high = maps.heat[i].numpy(), float(maps.low[i]), float(maps.high[i])
+                if not (np.isfinite(heat).all() and np.isfinite([low, high]).all()):
+                    return _not_finite(f"{method.name} map")
+                reason = REASONS[int(maps.reason[i])]
+                of = None if index is None or not method.class_specific else prediction(index)
+                raw = heat, low, high, bool(reason), method.signed
+                heatmaps.append(Heatmap(method.name, self.layer, of, *raw, against if of else None, reason))
+        top = tuple(prediction(k) for k in ranked(probabilities, TOP))
+        return Explanation(top, tuple(heatmaps), logits, probabilities, self.precision)
+
+
+def _arrays(rounds: list[list[Maps]]) -> list[list[Maps]]:
+    """The same on the CPU."""
+    return [
+        [Maps(maps.heat.cpu(), maps.low.cpu(), maps.high.cpu(), maps.reason.cpu()) for maps in methods]
+        for methods in rounds
+    ]
+
+
+def _not_finite(what: str) -> ItemError:
+    return ItemError("forward", "NotFinite", f"the {what} of this picture: NaN or infinite values")

@@ -1,0 +1,10 @@
+"""Explanation methods, each one registered function under its formula and its paper."""
+
+from camcli.engine.methods import activation as activation
+from camcli.engine.methods import gradient as gradient
+from camcli.engine.methods import perturbation as perturbation
+from camcli.engine.methods import pixel as pixel
+from camcli.engine.methods.table import listed
+from camcli.engine.methods.view import METHODS, Batch, LayerView, Method
+
+__all__ = ["METHODS", "Batch", "LayerView", "Method", "listed"]

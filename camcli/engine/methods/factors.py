@@ -1,0 +1,69 @@
+"""Deep feature factorisation: the activations V [n,C] of a whole folder as weights W [n,k] of concepts H [k,C].
+
+https://arxiv.org/abs/1806.10206
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from camcli.engine.methods.view import Batch, LayerView, Method
+from camcli.errors import MethodError
+
+SWEEPS = 200
+TINY = 1e-12
+
+
+def _of_a_folder(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
+    raise MethodError("dff finds concepts in a folder, not in a batch; use `camcli dff`")
+
+
+DFF = Method(
+    "dff",
+    _of_a_folder,
+    ("activations", "tail"),
+    "1 factorisation per folder (`camcli dff`)",
+    "https://arxiv.org/abs/1806.10206",
+    "layer",
+    signed=False,
+    formula="min ‖V - W H‖, W, H ≥ 0, V the activations of all pictures: H are concepts, W says where they are.",
+    class_specific=False,
+)
+
+
+def concepts_of(cells: Tensor, count: int) -> Tensor:
+    """H [count,C], rows of length 1, from non-negative cells V [n,C], by hierarchical alternating least squares.
+
+    https://doi.org/10.1587/transfun.E92.A.708
+    """
+    generator = torch.Generator().manual_seed(0)
+    mean = cells.mean()
+    cells = cells / torch.where(mean > 0, mean, 1)
+    level = 1 / math.sqrt(count)
+    weights = level * torch.rand(len(cells), count, generator=generator).to(cells)
+    concepts = level * torch.rand(count, cells.shape[1], generator=generator).to(cells)
+    for _ in range(SWEEPS):
+        _improve(weights, cells @ concepts.T, concepts @ concepts.T)
+        _improve(concepts.T, cells.T @ weights, weights.T @ weights)
+    lengths: Tensor = concepts.norm(dim=1, keepdim=True)
+    return concepts / lengths.clamp_min(TINY)
+
+
+def weights_of(cells: Tensor, concepts: Tensor) -> Tensor:
+    """W [n,k] ≥ 0 that comes nearest to V [n,C] for given concepts H [k,C]."""
+    weights = cells.new_zeros(len(cells), len(concepts))
+    target, gram = cells @ concepts.T, concepts @ concepts.T
+    for _ in range(SWEEPS):
+        _improve(weights, target, gram)
+    return weights
+
+
+def _improve(weights: Tensor, target: Tensor, gram: Tensor) -> None:
+    """Set each column of W [n,k] in turn to its best non-negative value; target = V Hᵀ [n,k], gram = H Hᵀ [k,k]."""
+    for j in range(weights.shape[1]):
+        step = (target[:, j] - weights @ gram[:, j]) / gram[j, j].clamp_min(TINY)
+        weights[:, j] = (weights[:, j] + step).clamp_min(0)

@@ -1,0 +1,133 @@
+"""Methods that change something and look at the score again, without any gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from camcli.engine.methods.view import Batch, LayerView, layer_method, pixel_method
+
+RESIDUE = 1e-6
+
+
+@layer_method("scorecam", ("activations", "scores"), "1 forward per channel", "https://arxiv.org/abs/1910.01279")
+def scorecam(view: LayerView) -> Tensor:
+    """softmax_c(score of the picture under channel c as a mask) A_c; a channel of zeros adds nothing and is skipped."""
+    weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
+    for picture in view.batch.asked:
+        channels = view.channels(picture)
+        logits = view.once(f"masked {picture}", partial(masked_logits, view, picture, channels))
+        weights[picture, channels] = (logits @ view.batch.aims[picture]).softmax(dim=0)
+    return weights[:, :, None, None] * view.activations
+
+
+def masked_logits(view: LayerView, picture: int, channels: Tensor) -> Tensor:
+    """[n,K] logits of the picture under each of n `channels` as a mask; equal masks share one pass."""
+    image = view.batch.inputs[picture]
+    maps = view.activations[picture, channels]
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    cells = torch.where(high > low, (maps - low) / (high - low), 0)
+    distinct, which = torch.unique(cells, dim=0, return_inverse=True)
+    chunks = torch.split(distinct, view.batch.options.chunk)
+    return view.batch.logits_of(masks(chunk, image.shape[-2:]) * image for chunk in chunks)[which]
+
+
+def masks(cells: Tensor, size: Sequence[int]) -> Tensor:
+    """[n,h,w] -> [n,1,*size] in 0..1, corner cells on the picture's corners."""
+    large = F.interpolate(cells[:, None], tuple(size), mode="bilinear", align_corners=True)
+    low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
+    return torch.where(high > low, (large - low) / (high - low), 0)
+
+
+def _ablation_terms(view: LayerView, raw: Tensor) -> Tensor:
+    """(largest |logit|) / |y| |A_c| of the channels that were taken out: logits are rounded by parts of their size."""
+    batch, used = view.batch, (raw != 0).flatten(2).any(dim=2)[:, :, None, None]
+    size = batch.logits.abs().amax(dim=1) / _size(batch)
+    return size[:, None, None, None] * view.activations.abs() * used
+
+
+def _size(batch: Batch) -> Tensor:
+    """|y| [B], or where y is nothing but rounding, a millionth of the largest logit."""
+    largest = batch.logits.abs().amax(dim=1)
+    return torch.maximum(batch.scores.abs(), RESIDUE * torch.where(largest > 0, largest, 1))
+
+
+@layer_method(
+    "ablationcam",
+    ("activations", "tail"),
+    "1 forward of the tail per channel",
+    "https://doi.org/10.1109/WACV45572.2020.9093360",
+    terms=_ablation_terms,
+)
+def ablationcam(view: LayerView) -> Tensor:
+    """(y - y without channel c) / |y| A_c: the paper divides by y, which turns the map around where y is negative."""
+    weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
+    for picture in view.batch.asked:
+        score, channels = view.batch.scores[picture], view.channels(picture)
+        logits = view.once(f"ablated {picture}", partial(ablated_logits, view, picture, channels))
+        weights[picture, channels] = score - logits @ view.batch.aims[picture]
+    weights = weights / _size(view.batch)[:, None]
+    return weights[:, :, None, None] * view.activations
+
+
+def ablated_logits(view: LayerView, picture: int, channels: Tensor) -> Tensor:
+    """[n,K] logits of the picture with each of n `channels` set to zero in turn."""
+    return torch.cat(
+        [
+            view.tail(picture, without(view.activations[picture], c))
+            for c in torch.split(channels, view.batch.options.chunk)
+        ]
+    )
+
+
+def without(activation: Tensor, channels: Tensor) -> Tensor:
+    """[n,C,h,w]: copies of [C,h,w], in each of which one of `channels` [n] is zero."""
+    copies = activation.repeat(len(channels), 1, 1, 1)
+    copies[torch.arange(len(channels)), channels] = 0
+    return copies
+
+
+def _occlusion_terms(batch: Batch, raw: Tensor) -> Tensor:
+    """[B,1,H,W], the largest |logit|: logits are rounded by parts of their size."""
+    return batch.logits.abs().amax(dim=1)[:, None, None, None].expand(-1, 1, *raw.shape[1:])
+
+
+@pixel_method(
+    "occlusion", ("scores",), "1 forward per patch", "https://arxiv.org/abs/1311.2901", terms=_occlusion_terms
+)
+def occlusion(batch: Batch, views: Sequence[LayerView]) -> Tensor:
+    """mean over the patches on a pixel of y - y with the patch muted to the mean colour."""
+    patches = torch.stack(list(windows(batch.inputs.shape[-2:], batch.options.patch, batch.options.stride)))
+    patches = patches.to(batch.inputs.device)
+    cover = patches.sum(dim=0).clamp_min(1)
+    maps = torch.zeros_like(batch.inputs[:, 0])
+    for row in batch.asked:
+        logits = batch.once(f"muted {row}", partial(muted_logits, batch, row, patches))
+        falls = batch.scores[row] - logits @ batch.aims[row]
+        maps[row] = torch.einsum("p,phw->hw", falls, patches.float()) / cover
+    return maps
+
+
+def muted_logits(batch: Batch, row: int, patches: Tensor) -> Tensor:
+    """[P,K] logits of the image with each of the patches, bool [P,H,W], muted in turn."""
+    chunks = torch.split(patches, batch.options.chunk)
+    return batch.logits_of(batch.inputs[row] * ~chunk[:, None] for chunk in chunks)
+
+
+def windows(size: Sequence[int], patch: int, stride: int) -> Iterator[Tensor]:
+    """Bool [H,W], true inside one patch; a `stride` apart, the last ones cut off by the border."""
+    height, width = size
+    for top in starts(height, patch, stride):
+        for left in starts(width, patch, stride):
+            window = torch.zeros(height, width, dtype=torch.bool)
+            window[top : top + patch, left : left + patch] = True
+            yield window
+
+
+def starts(length: int, patch: int, stride: int) -> range:
+    """Where patches begin so that they reach the end of `length` pixels."""
+    return range(0, max(length - patch, 0) + stride, stride)

@@ -1,0 +1,230 @@
+"""What a method sees of one batch, and what a method is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from camcli.config.schema import OptionsConfig
+from camcli.registry import Registry
+
+if TYPE_CHECKING:
+    from camcli.engine.layers import Layout
+
+T = TypeVar("T")
+Need = Literal["activations", "gradients", "tail", "scores", "pixels"]
+Resolution = Literal["layer", "pixel"]
+Network = Callable[[Tensor], Tensor]
+Tail = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch and what is asked of it.
+
+    inputs: float32 [B,3,H,W] as the model takes them. logits: float32 [B,K], without graph.
+    aims: float32 [B,K]; the score of a picture is the product of its logits with its row, so a 1 asks for a class,
+        and a -1 beside it asks why not rather that one. A row of zeros asks nothing.
+    module: the model. network: [N,3,H,W] -> float32 [N,K], in the precision of the run. number: that precision.
+    memo: results that hold for every target of the same batch.
+    """
+
+    inputs: Tensor
+    logits: Tensor
+    aims: Tensor
+    module: nn.Module
+    network: Network
+    options: OptionsConfig
+    memo: dict[str, Any] = field(default_factory=dict)
+    number: torch.dtype = torch.float32
+
+    @property
+    def asked(self) -> list[int]:
+        """The rows that ask something; costly methods spend forward passes on these alone."""
+        rows: list[int] = self.aims.any(dim=1).nonzero()[:, 0].tolist()
+        return rows
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """The result of `make`, made for the first target and kept for the others."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]  # type: ignore[no-any-return]
+
+    @property
+    def scores(self) -> Tensor:
+        """What the maps explain: float32 [B]."""
+        return (self.logits * self.aims).sum(dim=1)
+
+    def logits_of(self, variants: Iterable[Tensor]) -> Tensor:
+        """Chunks [n,3,H,W] of changed pictures -> float32 [N,K], one forward pass for each chunk.
+
+        Colours go last in memory, which convolutions on a CPU take up to a third less time for.
+        """
+        with torch.no_grad():
+            chunks = (chunk.contiguous(memory_format=torch.channels_last) for chunk in variants)
+            return torch.cat([self.network(chunk) for chunk in chunks])
+
+    def input_gradients(self, inputs: Tensor) -> Tensor:
+        """d score / d input at `inputs`, float32 [B,3,H,W], a chunk at a time; zeros where nothing is asked."""
+        return self.in_chunks(inputs, self._gradient, lambda part: torch.zeros_like(part))
+
+    def variant_gradients(self, row: int, variants: Iterable[Tensor]) -> Tensor:
+        """The sum of d score / d input over changed copies [N,3,H,W] of one image: float32 [3,H,W]."""
+        copies = torch.stack(list(variants)).contiguous(memory_format=torch.channels_last)
+        chunks = torch.split(copies, self.options.chunk)
+        aims = self.aims[row : row + 1]
+        sums = [self._gradient(chunk, aims.expand(len(chunk), -1)).sum(dim=0) for chunk in chunks]
+        return torch.stack(sums).sum(dim=0)
+
+    def in_chunks(
+        self, inputs: Tensor, compute: Callable[[Tensor, Tensor], Tensor], idle: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """What `compute` gives for [n,3,H,W] and aims [n,K], at most `options.chunk` rows at a time, put together.
+
+        All chunks have the same size, filled up with copies, and the same layout in memory, because rounding depends on
+        both; `idle` stands in for those that ask nothing.
+        """
+        count = -(-len(inputs) // self.options.chunk)
+        missing = -len(inputs) % count
+        filled = torch.cat([inputs, inputs[-1:].expand(missing, -1, -1, -1)])
+        filled = filled.contiguous(memory_format=torch.channels_last)
+        aims = torch.cat([self.aims, torch.zeros_like(self.aims[:missing])])
+        parts = zip(filled.chunk(count), aims.chunk(count), strict=True)
+        return torch.cat([compute(part, aim) if aim.any() else idle(part) for part, aim in parts])[: len(inputs)]
+
+    def _gradient(self, inputs: Tensor, aims: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = inputs.detach().requires_grad_()
+            score = (self.network(leaf.clone()) * aims).sum()
+        return torch.autograd.grad(score, leaf)[0]
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """A batch at one target layer.
+
+    activations: float32 [B,C,h,w]. backward: gives float32 [B,C,h,w], the gradient of the scores.
+    tail: (picture, float32 [N,C,h,w]) -> float32 [N,K], the logits of that picture with other activations here.
+    layout, tokens: how the stored tensor is read, and the size of its second axis. number: what it was stored as.
+    memo: results that hold for every target of the same batch.
+    """
+
+    batch: Batch
+    activations: Tensor
+    backward: Callable[[], Tensor]
+    tail: Tail
+    layout: Layout
+    tokens: int
+    number: torch.dtype = torch.float32
+    memo: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def gradients(self) -> Tensor:
+        """d score / d activation, float32 [B,C,h,w]."""
+        return self.backward()
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """The result of `make`, made for the first target and kept for the others."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]  # type: ignore[no-any-return]
+
+    def channels(self, picture: int) -> Tensor:
+        """Indices of the channels worth scoring: not zero everywhere, at most `max_channels`, strongest first."""
+        strength = self.activations[picture].abs().sum(dim=(1, 2))
+        order = strength.argsort(descending=True, stable=True)
+        return order[strength[order] > 0][: self.batch.options.max_channels]
+
+
+LayerTerms = Callable[[LayerView, Tensor], Tensor]
+PixelTerms = Callable[[Batch, Tensor], Tensor]
+Terms = Callable[[Batch, Sequence[LayerView], Sequence[Tensor]], list[Tensor]]
+LayerCompute = Callable[[LayerView], Tensor]
+PixelCompute = Callable[[Batch, Sequence[LayerView]], Tensor]
+Compute = Callable[[Batch, Sequence[LayerView]], list[Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way to explain.
+
+    compute: raw maps before ReLU and scaling, for a method at layer resolution one for each layer, else one:
+        [B,h,w], or [B,C,h,w] with the part of each channel, whose sum is the map.
+    cost: what a picture costs beside its forward pass. signed: negative values are shown, too.
+    class_specific: the map depends on the class that is asked; otherwise there is one for each picture.
+    formula: the first line of the function's docstring.
+    terms: for each raw map the magnitudes [B,N,h,w] of all that was added up to it, the N of a place being its
+        summands; None where nothing is known of them.
+    """
+
+    name: str
+    compute: Compute
+    needs: tuple[Need, ...]
+    cost: str
+    paper: str
+    resolution: Resolution
+    signed: bool
+    formula: str
+    class_specific: bool = True
+    terms: Terms | None = None
+
+
+METHODS: Registry[Method] = Registry("method")
+
+
+def layer_method(
+    name: str,
+    needs: tuple[Need, ...],
+    cost: str,
+    paper: str,
+    class_specific: bool = True,
+    terms: LayerTerms | None = None,
+) -> Callable[[LayerCompute], LayerCompute]:
+    """Registers a function from the view of a layer to raw maps; terms: from the view and its raw maps to terms."""
+
+    def decorate(compute: LayerCompute) -> LayerCompute:
+        def each(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
+            return [compute(view) for view in views]
+
+        def all_terms(batch: Batch, views: Sequence[LayerView], raws: Sequence[Tensor]) -> list[Tensor]:
+            return [terms(view, raw) if terms else raw for view, raw in zip(views, raws, strict=True)]
+
+        about = name, each, needs, cost, paper, "layer", False, _formula(compute), class_specific
+        METHODS.add(name, Method(*about, all_terms))  # type: ignore[arg-type]
+        return compute
+
+    return decorate
+
+
+def pixel_method(
+    name: str,
+    needs: tuple[Need, ...],
+    cost: str,
+    paper: str,
+    signed: bool = False,
+    terms: PixelTerms | None = None,
+) -> Callable[[PixelCompute], PixelCompute]:
+    """Registers a function from a batch to raw maps [B,H,W] at the resolution of the model's input."""
+
+    def decorate(compute: PixelCompute) -> PixelCompute:
+        def one(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
+            return [compute(batch, views)]
+
+        def its_terms(batch: Batch, views: Sequence[LayerView], raws: Sequence[Tensor]) -> list[Tensor]:
+            return [terms(batch, raw) for raw in raws] if terms else []
+
+        about = name, one, needs, cost, paper, "pixel", signed, _formula(compute), True
+        METHODS.add(name, Method(*about, its_terms if terms else None))  # type: ignore[arg-type]
+        return compute
+
+    return decorate
+
+
+def _formula(compute: Callable[..., Tensor]) -> str:
+    return (inspect.getdoc(compute) or "").partition("\n")[0]

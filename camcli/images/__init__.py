@@ -1,0 +1,1 @@
+"""From files to model inputs: finding, decoding, preprocessing, and the box that an input covers. Imports config."""

@@ -1,0 +1,285 @@
+"""A file -> the picture, the model's input cut from it, and the box of the picture that the input covers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from camcli.config.schema import Crop, InputConfig, Interpolation
+from camcli.errors import ItemError
+from camcli.images.formats import FORMATS
+from camcli.images.memory import Budget
+from camcli.records import Box, Stage
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+# Pillow first shrinks by whole factors to this multiple of the size: four times as fast, at most 3 grey levels apart.
+REDUCING_GAP = 2.5
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_GREY_DEPTHS = ("I;16", "I;16L", "I;16B", "I", "F")
+# Bytes of a pixel in Pillow's memory: RGB is stored with a fourth, unused one.
+RGB_BYTES = 4
+_MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}
+_LARGEST_MODE_BYTES = 4
+# For each pixel, on top of that: of arithmetic with deep grey, of laying on white, of what decoders hold themselves.
+_GREY_BYTES, _CLEAR_BYTES, _PROGRESSIVE_BYTES = 12, 12, 6
+_DECODER_BYTES = {"WEBP": 12, "AVIF": 12, "JPEG2000": 12, "TIFF": 4, "GIF": 4, "ICO": 4}
+_NO_LIMIT = Budget(1 << 62)
+
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How a picture becomes the model's input.
+
+    size: (height, width) of the input in pixels.
+    resize: (height, width) that the picture is made to cover (crop `center`), become (`squash`) or fit (`pad`)
+        before the middle is cut out.
+    mean, std: per RGB channel on a 0..1 scale.
+    """
+
+    size: tuple[int, int]
+    resize: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Interpolation
+    crop: Crop
+
+    def override(self, config: InputConfig) -> Preprocess:
+        """This with the fields that the user set; a new size keeps its margin, a new crop mode has none."""
+        given = {key: value for key, value in config.model_dump().items() if value is not None}
+        if config.crop and config.crop != self.crop:
+            given["resize"] = config.size or self.size
+        elif config.size:
+            given["resize"] = tuple(
+                round(new * old_resize / old)
+                for new, old, old_resize in zip(config.size, self.size, self.resize, strict=True)
+            )
+        return replace(self, **given)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as the model sees it: input, uint8 [H,W,3], covers the box `seen` of it.
+
+    image: RGB, EXIF orientation applied; None where its own pixels are not wanted or were left behind.
+    size: (width, height) in pixels. cost: bytes that decoding it takes at its peak, those of `image` included.
+    """
+
+    image: Image.Image | None
+    size: tuple[int, int]
+    input: NDArray[np.uint8]
+    seen: Box
+    cost: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """How much memory its own pixels take."""
+        return RGB_BYTES * self.size[0] * self.size[1] if self.image else 0
+
+
+def load_picture(path: Path, preprocess: Preprocess, whole: bool = True, budget: Budget = _NO_LIMIT) -> Picture:
+    """The picture as `loading` gives it."""
+    with loading(path, preprocess, whole, budget) as picture:
+        return picture
+
+
+@contextmanager
+def loading(path: Path, preprocess: Preprocess, whole: bool, budget: Budget, more: int = 0) -> Iterator[Picture]:
+    """Decode `path` and cut the model's input from it; raises ItemError with stage read or decode.
+
+    whole: keep the picture's own pixels. Without, a JPEG is decoded at a half, a quarter or an eighth of its size
+    where that is still twice what the model needs, which changes its input by at most 4 grey levels.
+    budget: counts it, and `more` bytes, as in work for as long as `with` lasts.
+    """
+    with ExitStack() as stack:
+        image, shrunk, cost = _decoded(path, None if whole else preprocess, budget, stack, more)
+        try:
+            array, seen = model_input(image, preprocess, shrunk)
+        except (MemoryError, ValueError) as error:
+            raise ItemError("decode", type(error).__name__, f"{path}: cannot be resized: {error}") from None
+        size = image.width * shrunk, image.height * shrunk
+        picture = Picture(image if whole else None, size, array, seen, cost)
+        del image
+        yield picture
+
+
+def decode(path: Path) -> Image.Image:
+    """The picture at `path` as RGB, upright; raises ItemError with stage read or decode.
+
+    The first picture of several; the numbers in the file, whatever colour profile goes with them, because that is
+    what classifiers were trained on.
+    """
+    with ExitStack() as stack:
+        return _decoded(path, None, _NO_LIMIT, stack)[0]
+
+
+def _decoded(
+    path: Path, preprocess: Preprocess | None, budget: Budget, stack: ExitStack, more: int = 0
+) -> tuple[Image.Image, int, int]:
+    """The picture, by how much it is smaller than in the file (1 without `preprocess`), and the bytes that it took.
+
+    These are counted in `budget` until `stack` ends.
+    """
+    try:
+        _check_readable(path)
+        with _open(path) as image:
+            shrunk = _draft(image, preprocess) if preprocess else 1
+            cost = _cost(image)
+            stack.enter_context(budget.room(cost + more))
+            return _to_rgb(_upright(image)), shrunk, cost
+    except ItemError:
+        raise
+    except UnidentifiedImageError as error:
+        reason = f"not an image that camcli reads; it reads {', '.join(_readable())}"
+        raise ItemError("decode", type(error).__name__, f"{path}: {reason}") from None
+    except OSError as error:
+        stage: Stage = "decode" if error.errno is None else "read"
+        raise ItemError(stage, type(error).__name__, f"{path}: {error.strerror or error}") from None
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+        raise ItemError("decode", type(error).__name__, f"{path}: {error}") from None
+
+
+def _cost(image: Image.Image) -> int:
+    """Bytes at the peak of decoding, turning upright and converting to RGB, by what the file says of itself."""
+    own = _MODE_BYTES.get(image.mode, _LARGEST_MODE_BYTES)
+    may_turn = image.format == "PNG" or _orientation(image) in _TURNS  # a PNG may say so after its pixels
+    each = own * (1 + may_turn) + (0 if image.mode == "RGB" else RGB_BYTES)
+    each += _GREY_BYTES * (image.mode in _GREY_DEPTHS) + _CLEAR_BYTES * image.has_transparency_data
+    each += _DECODER_BYTES.get(image.format or "", 0) + _PROGRESSIVE_BYTES * ("progressive" in image.info)
+    return each * image.width * image.height
+
+
+def _draft(image: Image.Image, preprocess: Preprocess) -> int:
+    """Have a JPEG decoded smaller, by a factor that divides its size; returns the factor."""
+    width, height = image.size
+    upright, turned = full_size(width, height, preprocess), full_size(height, width, preprocess)
+    least = 2 * max(upright[0], turned[1]), 2 * max(upright[1], turned[0])
+    for factor in (8, 4, 2):
+        small = width // factor, height // factor
+        divides = small[0] * factor == width and small[1] * factor == height
+        if divides and small[0] >= least[0] and small[1] >= least[1]:
+            image.draft(None, small)
+            break
+    return width // image.width
+
+
+def _check_readable(path: Path) -> None:
+    """Refuse what is no file before it is opened: a FIFO would wait for ever."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        os.scandir(path).close()
+    if not stat.S_ISREG(status.st_mode):
+        raise ItemError("read", "NotAFile", f"{path}: not a regular file")
+    if status.st_size == 0:
+        raise ItemError("read", "EmptyFile", f"{path}: the file is empty")
+
+
+def _open(path: Path) -> Image.Image:
+    """Only formats that Pillow decodes itself: others start programs on the file, such as Ghostscript."""
+    return Image.open(path, formats=_readable())
+
+
+def _readable() -> list[str]:
+    """The formats that this Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow's parsers raise many kinds, and the pixels are whole all the same
+        return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """EXIF orientation applied; where the EXIF block is damaged, the picture as it is stored."""
+    image.load()
+    orientation = _orientation(image)
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB on 0..255: deep grey is scaled from its own range, transparency laid on white."""
+    if image.mode in _GREY_DEPTHS:
+        image = _scaled_grey(image)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _scaled_grey(image: Image.Image) -> Image.Image:
+    """16-bit grey divided by its full range; other deep grey stretched from its minimum to its maximum."""
+    values = np.asarray(image, dtype=np.float32)
+    if image.mode.startswith("I;16"):
+        low, high = 0.0, 65535.0
+    else:
+        values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
+        low, high = float(values.min()), float(values.max())
+    span = high / 2 - low / 2  # halves, because the whole of a float's range is no float
+    scaled = (values / 2 - np.float32(low / 2)) / np.float32(max(span, 1e-12)) * 255
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+
+def model_input(image: Image.Image, preprocess: Preprocess, shrunk: int = 1) -> tuple[NDArray[np.uint8], Box]:
+    """The model's input, uint8 [H,W,3], and the box of the picture that it covers.
+
+    The picture is resized to `full`, and the input is the window of the input's size in its middle; a window
+    larger than the resized picture is filled with the mean colour. image: the picture, `shrunk` times smaller.
+    """
+    h, w = preprocess.size
+    width, height = image.width * shrunk, image.height * shrunk
+    full_w, full_h = full_size(width, height, preprocess)
+    left, top = round((full_w - w) / 2), round((full_h - h) / 2)
+    per_x, per_y = width / full_w, height / full_h
+    inner = (max(left, 0), max(top, 0), min(left + w, full_w), min(top + h, full_h))
+    scale_x, scale_y = per_x / shrunk, per_y / shrunk
+    region = (inner[0] * scale_x, inner[1] * scale_y, inner[2] * scale_x, inner[3] * scale_y)
+    size = (inner[2] - inner[0], inner[3] - inner[1])
+    pixels = np.array(image.resize(size, _FILTERS[preprocess.interpolation], region, REDUCING_GAP))
+    if size != (w, h):
+        pixels = _framed(pixels, inner[0] - left, inner[1] - top, preprocess)
+    return pixels, Box(left * per_x, top * per_y, (left + w) * per_x, (top + h) * per_y)
+
+
+def full_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:
+    """(width, height) of the whole picture after the resize, rounded down as torchvision's Resize does."""
+    resize_h, resize_w = preprocess.resize
+    if preprocess.crop == "squash":
+        return resize_w, resize_h
+    wide = resize_h * width >= resize_w * height
+    if wide == (preprocess.crop == "center"):
+        return max(1, int(resize_h * width / height)), resize_h
+    return resize_w, max(1, int(resize_w * height / width))
+
+
+def _framed(pixels: NDArray[np.uint8], x: int, y: int, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """`pixels` at (x, y) on a canvas of the input's size in the mean colour."""
+    canvas = np.empty((*preprocess.size, 3), dtype=np.uint8)
+    canvas[:] = [round(255 * m) for m in preprocess.mean]
+    canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+    return canvas

@@ -1,7 +1,0 @@
-"""Which layer to look at, and how to read it as a grid over the picture."""
-
-from camcli.layers.cache import resolve_cached
-from camcli.layers.layout import Layout, Tap, TargetLayer
-from camcli.layers.resolve import Candidate, list_candidates, resolve_layer
-
-__all__ = ["Candidate", "Layout", "Tap", "TargetLayer", "list_candidates", "resolve_cached", "resolve_layer"]

@@ -1,0 +1,106 @@
+"""What a run is asked to do, and whether that is done already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from camcli.config.schema import RunConfig
+from camcli.images.find import Item, state_of
+from camcli.models.labels import read_labels
+from camcli.records import RunReport
+from camcli.results import manifest
+from camcli.results.fingerprint import SHORT, labels_hash, same_wish
+from camcli.results.ledger import Ledger, read_ledger
+from camcli.results.resume import Plan, Policy, plan
+from camcli.results.rundir import read_manifest, results_file
+from camcli.results.shard import Shard
+from camcli.results.versions import versions
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run, or one part of it.
+
+    items: all pictures of the run; shard: the part to explain, None for all. asked: what the user named, for the
+    manifest. skipped_files: how many files were passed over, by their extension.
+    """
+
+    config: RunConfig
+    items: Sequence[Item]
+    out: Path
+    offline: bool = False
+    policy: Policy = Policy()  # noqa: RUF009 - frozen
+    shard: Shard | None = None
+    asked: Mapping[str, Any] | None = None
+    skipped_files: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def mine(self) -> list[Item]:
+        """The pictures of this part."""
+        return [item for item in self.items if self.shard is None or self.shard.has(item.id)]
+
+    @property
+    def suffix(self) -> str:
+        """What the files of this part are called by."""
+        return self.shard.suffix if self.shard else ""
+
+
+def settled(job: Job) -> tuple[RunReport, manifest.Manifest] | None:
+    """How the last run ended, when it was this very job and nothing is left to do; needs neither torch nor the lock."""
+    found = read_manifest(job.out, job.suffix)
+    if job.policy.fresh or found is None or not _same_job(job, found):
+        return None
+    ledger = read_ledger(results_file(job.out, job.suffix))
+    if not ledger.clean or any(e.fingerprint != found["fingerprint"][:SHORT] for e in ledger.entries.values()):
+        return None
+    work = plan(job.mine, ledger, job.out, job.policy)
+    used = found["precision"]["used"]
+    return None if work.todo or work.vanished else (_report(job, work, ledger, used), found)
+
+
+def _same_job(job: Job, found: manifest.Manifest) -> bool:
+    """Whether a finished run had the same pictures, settings, weights, labels and libraries."""
+    try:
+        return bool(
+            found["status"] == "finished"
+            and same_wish(found["config"], job.config.model_dump(mode="json"))
+            and found["inputs"] == manifest.listing(job.items, job.asked)
+            and found["versions"] == versions()
+            and _same_files(job.config, found)
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _same_files(config: RunConfig, found: manifest.Manifest) -> bool:
+    labels, weights = config.model.labels, found["model"]["weights"]
+    if (
+        labels
+        and labels_hash(read_labels(Path(os.path.expanduser(labels)))) != found["identity"]["model"]["labels_sha256"]
+    ):
+        return False
+    state = None if weights == "none" else state_of(Path(weights))
+    return bool((state.sha256 if state else None) == found["model"]["weights_sha256"])
+
+
+def _report(job: Job, work: Plan, ledger: Ledger, precision: str) -> RunReport:
+    kept = [ledger.entries[name] for name in work.kept]
+    failures = manifest.failures(kept)
+    failed = failures.total()
+    return RunReport(
+        done=len(work.kept) - failed,
+        failed=failed,
+        skipped=0,
+        seconds=0.0,
+        out=str(job.out),
+        exit_code=1 if failed else 0,
+        failures=dict(sorted(failures.items())),
+        kept=len(work.kept),
+        without_evidence=manifest.without_evidence(kept, job.config.targets.above),
+        redone=manifest.redone(kept, precision),
+        skipped_files=dict(job.skipped_files),
+    )

@@ -1,0 +1,47 @@
+"""What a run would refuse before it loads weights: names and files of a config, all at once and with their places."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from camcli.config.file import LoadedConfig
+from camcli.config.schema import ModelConfig
+from camcli.engine.methods import METHODS
+from camcli.errors import CamcliError, ConfigError
+from camcli.models import model_source, weights_file
+from camcli.models.labels import read_labels
+
+
+def check(loaded: LoadedConfig) -> None:
+    """Raises ConfigError with a line for each field that names what is not there."""
+    found = [f"{loaded.place(field)}: {field}: {error}" for field, error in _faults(loaded)]
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def _faults(loaded: LoadedConfig) -> Iterator[tuple[str, CamcliError]]:
+    for field, look in _looks(loaded):
+        try:
+            look()
+        except CamcliError as error:
+            yield field, error
+
+
+def _looks(loaded: LoadedConfig) -> Iterator[tuple[str, Callable[[], object]]]:
+    """(field, what raises CamcliError where the field is wrong)."""
+    config, model = loaded.config, loaded.config.model
+    for position, name in enumerate(config.methods):
+        yield f"methods.{position}", lambda name=name: METHODS.get(name)  # type: ignore[misc]
+    yield "model.name", lambda: model_source(model.source).check(model)
+    if model.weights not in ("pretrained", "none"):
+        yield "model.weights", lambda: weights_file(model)
+    if model.labels:
+        yield "model.labels", lambda: _labels(model)
+
+
+def _labels(model: ModelConfig) -> None:
+    labels = read_labels(Path(os.path.expanduser(model.labels or "")))
+    if model.num_classes not in (None, len(labels)):
+        raise ConfigError(f"{model.labels} has {len(labels)} lines, but model.num_classes is {model.num_classes}")

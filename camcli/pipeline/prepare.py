@@ -1,0 +1,217 @@
+"""From a config to engines that are ready: model, layers, devices, precision, batch size and cores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from camcli.config.schema import RunConfig
+from camcli.engine.batch_size import even_batches, find_batch_size
+from camcli.engine.engine import Engine
+from camcli.engine.layers import Candidate, TargetLayer, list_candidates, resolve_cached
+from camcli.engine.methods import METHODS
+from camcli.engine.precision import Choice, Guard, choose_precision
+from camcli.engine.targets import against, chooser
+from camcli.engine.tuning import compile_backbone, tune, twins, warm_up
+from camcli.errors import ConfigError, ItemError
+from camcli.images.decode import Preprocess, load_picture
+from camcli.images.find import Item
+from camcli.models import LoadedModel, load_model
+from camcli.pipeline.limits import usable_cores
+from camcli.pipeline.stopwatch import Stopwatch
+from camcli.pipeline.stream import redo_size
+from camcli.results.versions import versions
+
+PROBED = 16
+MOST_ENGINES = 8
+GPU_ENGINES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Engines that are equal and may run at the same time, and what was found out on the way to them.
+
+    batch_size: pictures per forward pass of each engine. devices: where the run is to be done, one process each.
+    """
+
+    engines: Sequence[Engine]
+    layers: Sequence[TargetLayer]
+    precision: Choice
+    batch_size: int
+    devices: Sequence[torch.device]
+
+    @property
+    def model(self) -> LoadedModel:
+        """What they explain."""
+        return self.engines[0].model
+
+    def start_clock(self) -> Stopwatch:
+        """A new stopwatch for all engines; what was tried while they were prepared does not count."""
+        stopwatch = Stopwatch()
+        for engine in self.engines:
+            engine.stopwatch = stopwatch
+        return stopwatch
+
+    def settled(self, config: RunConfig) -> RunConfig:
+        """`config` without a batch size left to find."""
+        chosen = {"batch_size": self.batch_size}
+        return config.model_copy(update={"runtime": config.runtime.model_copy(update=chosen)})
+
+
+def prepare(
+    config: RunConfig,
+    items: Sequence[Item],
+    offline: bool = False,
+    earlier: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    precision: Choice | None = None,
+) -> Prepared:
+    """Ready to explain `items`; earlier: manifest of a run with the same wishes, whose choices are kept.
+
+    batch_size: exactly so many pictures per forward pass, however few there are. precision: as chosen before.
+    Raises ConfigError, ModelError, LayerError or MethodError.
+    """
+    runtime = config.runtime
+    devices = devices_of(runtime.device)
+    engine, layers = _engine(config, devices[0], offline)
+    tune(engine, compile_=False)
+    precision = precision or _precision(config, engine, items, earlier)
+    engine.precision = precision.used
+    if runtime.compile:
+        compile_backbone(engine)
+    engines = _at_once(config, devices)
+    size = batch_size or _batch_size(config, engine, len(items), engines * len(devices), earlier)
+    if runtime.compile:
+        warm_up(engine, size)
+    if runtime.compile and precision.guard:
+        warm_up(engine.at("fp32"), redo_size(size))
+    if len(devices) > 1:
+        engine.module.to("cpu")  # each process has an engine of its own
+    return Prepared(twins(engine, engines), layers, precision, size, devices)
+
+
+def rehearse(config: RunConfig, offline: bool = False) -> None:
+    """Load what a run of `config` would load; raises what it would raise before its first picture."""
+    engine, _ = _engine(config, devices_of(config.runtime.device)[0], offline)
+    chooser(config.targets, engine.model.labels)
+
+
+def _engine(config: RunConfig, device: torch.device, offline: bool) -> tuple[Engine, list[TargetLayer]]:
+    methods = [METHODS.get(name) for name in config.methods]
+    model = load_model(config.model, config.input, offline)
+    layers = resolve_layers(model, config)
+    contrast = against(config.targets, model.labels)
+    return Engine(model, layers, methods, device, "fp32", config.options, config.smoothing, contrast), layers
+
+
+def _precision(config: RunConfig, engine: Engine, items: Sequence[Item], earlier: Mapping[str, Any] | None) -> Choice:
+    asked = config.runtime.precision
+    if asked != "auto":
+        return Choice(asked, "as asked")
+    if earlier and "precision" in earlier:
+        known = earlier["precision"]
+        return Choice(known["used"], known["why"], Guard(**known["guard"]) if known.get("guard") else None)
+    choose = chooser(config.targets, engine.model.labels)
+    return choose_precision(engine, len(items), lambda: _some_inputs(items, engine.model.preprocess), choose)
+
+
+def _some_inputs(items: Sequence[Item], preprocess: Preprocess) -> Tensor:
+    """The model's inputs, uint8 [B,H,W,3], of pictures from all over the run that can be read."""
+    found: list[NDArray[np.uint8]] = []
+    step = max(1, len(items) // PROBED)
+    for item in islice(chain.from_iterable(items[start::step] for start in range(step)), 4 * PROBED):
+        if len(found) == PROBED:
+            break
+        try:
+            found.append(load_picture(item.path, preprocess, whole=False).input)
+        except ItemError:
+            continue  # the run itself records why
+    return torch.from_numpy(np.stack(found)) if found else torch.empty(0)
+
+
+def _batch_size(
+    config: RunConfig, engine: Engine, pictures: int, at_once: int, earlier: Mapping[str, Any] | None
+) -> int:
+    asked = config.runtime.batch_size
+    if asked != "auto":
+        return even_batches(pictures, asked, at_once)
+    if earlier and "batch_size" in earlier and earlier["inputs"]["images"] == pictures:
+        return int(earlier["batch_size"])
+    return even_batches(pictures, find_batch_size(engine, pictures // at_once), at_once)
+
+
+def _at_once(config: RunConfig, devices: Sequence[torch.device]) -> int:
+    """Engines for each device.
+
+    A CPU computes several batches on one core each with less waiting than one on all. A GPU computes the next batch
+    while the results of the last one are read.
+    """
+    if devices[0].type == "cpu" and not config.runtime.compile:
+        return max(1, min(cores(config) // len(devices), MOST_ENGINES))
+    return GPU_ENGINES if devices[0].type == "cuda" else 1
+
+
+def cores(config: RunConfig) -> int:
+    """How many cores a run may use."""
+    return config.runtime.threads or usable_cores()
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Inside, each engine computes on `count` threads of torch's own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def candidates(config: RunConfig, offline: bool = False) -> list[Candidate]:
+    """The layers of the model of `config` that maps can be read from."""
+    model = load_model(config.model, config.input, offline)
+    return list_candidates(model.module, model.preprocess.size)
+
+
+def resolve_layers(model: LoadedModel, config: RunConfig) -> list[TargetLayer]:
+    """The target layers that a config names, from the cache where they were found before; raises LayerError."""
+    size = model.preprocess.size
+    asked = [config.model.model_dump(exclude={"weights", "labels"}), model.weights_sha256, size, versions()]
+    paths = [None if path == "auto" else path for path in config.layer]
+    return [resolve_cached(json.dumps([*asked, path]), model.module, size, path) for path in paths]
+
+
+def devices_of(names: str) -> list[torch.device]:
+    """The devices of `runtime.device`: one, several with commas, or `all` GPUs; raises ConfigError."""
+    if names == "all":
+        names = ",".join(f"cuda:{i}" for i in range(torch.cuda.device_count())) or "cuda"
+    return [device(name) for name in names.split(",")]
+
+
+def device(name: str) -> torch.device:
+    """`auto` is the first GPU if there is one; raises ConfigError for a device that torch does not have."""
+    found = _found(name)
+    if found.type == "cuda":
+        # Convolutions round their inputs to 10 bits (TF32) unless told otherwise, and fp32 is to be fp32.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return found
+
+
+def _found(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"runtime.device: {name!r} is not to be had here: {reason}") from None

@@ -1,0 +1,189 @@
+"""A run, wired: config -> model -> layers -> stream -> run folder. The only module that knows all the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from camcli.cli.progress import Progress
+from camcli.config.schema import RunConfig
+from camcli.errors import ConfigError
+from camcli.images.find import Item
+from camcli.images.libtiff import quiet_decoders
+from camcli.pipeline import painter
+from camcli.pipeline.explain import explain
+from camcli.pipeline.interrupt import Interrupt
+from camcli.pipeline.job import Job
+from camcli.pipeline.prepare import Prepared, prepare
+from camcli.pipeline.workers import Task, in_processes
+from camcli.records import SCHEMA_VERSION, RunReport
+from camcli.results import manifest
+from camcli.results.fingerprint import fingerprint, identity, same_wish
+from camcli.results.merge import refuse_another_run
+from camcli.results.recorder import Recorder
+from camcli.results.resume import Plan, plan, refuse_another_config, refuse_other_names, refuse_strange
+from camcli.results.rundir import RunDir
+from camcli.results.versions import versions
+
+_FINISHING = "finishing the batches under way, at most {}; again to stop now"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, and the manifest that it left in run.json."""
+
+    report: RunReport
+    manifest: manifest.Manifest
+
+
+def run(config: RunConfig, items: Sequence[Item], out: Path, prepared: Prepared | None = None) -> Outcome:
+    """Explain `items` into the folder `out`, silently; raises CamcliError when the run as a whole cannot go on.
+
+    prepared: from `prepare` with the same config, to spare loading the model again for each of several folders.
+    """
+    return perform(Job(config, items, out), Progress(None), None, prepared)
+
+
+def perform(job: Job, progress: Progress, interrupt: Interrupt | None, prepared: Prepared | None = None) -> Outcome:
+    """Do a job; raises CamcliError when the run as a whole cannot go on.
+
+    interrupt: once it has an exit code, the batches that engines are at are finished, and the run ends with that code.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    with RunDir(job.out, job.suffix) as folder, quiet_decoders():
+        if not job.policy.fresh:
+            refuse_other_names(job.out, job.items, folder.ledger)
+        ready = prepared or prepare(job.config, job.items, job.offline, _earlier(job, folder))
+        stopwatch = ready.start_clock()
+        settings = _settings(job, ready, started)
+        recorder = Recorder(folder, settings["fingerprint"], job.policy.max_errors)
+
+        def stopped() -> bool:
+            return bool(interrupt and interrupt.exit_code) or recorder.too_many
+
+        _refuse_to_split(job, len(ready.devices))
+        work = _planned(job, folder, settings)
+        settings["libraries"] = manifest.libraries(folder.ledger.entries.values(), folder.earlier, settings["versions"])
+        if interrupt:
+            interrupt.begin(_FINISHING.format(len(ready.devices) * len(ready.engines)))
+        folder.begin(manifest.opening(settings))
+        progress.begin(len(work.kept) + len(work.todo), len(work.kept))
+        with closing(_outcomes(job, ready, folder, work, settings, stopped)) as outcomes:
+            recorder.record(outcomes, progress.advance)
+        folder.settle([item.id for item in job.mine], work.vanished)
+        seconds = round(time.monotonic() - clock, 3)
+        code = interrupt.exit_code if interrupt else 0
+        summary = _summary(job, work, recorder, ready.precision.used, seconds, code)
+        ended = manifest.closing(settings, summary, folder.ledger.entries, bool(interrupt and interrupt.exit_code))
+        ended["libraries"] = manifest.libraries(folder.ledger.entries.values(), folder.earlier, settings["versions"])
+        ended["profile"] = stopwatch.rounded()
+        folder.write_manifest(ended)
+    return Outcome(summary, ended)
+
+
+def _earlier(job: Job, folder: RunDir) -> manifest.Manifest | None:
+    """The manifest of the last run into the folder if it wished the same, so that its choices hold on."""
+    found = folder.earlier
+    if found is None or job.policy.fresh or not isinstance(found.get("config"), dict):
+        return None
+    return found if same_wish(found["config"], job.config.model_dump(mode="json")) else None
+
+
+def _outcomes(
+    job: Job,
+    ready: Prepared,
+    folder: RunDir,
+    work: Plan,
+    settings: Mapping[str, Any],
+    stopped: Callable[[], bool],
+) -> Generator[painter.Outcome]:
+    """Of all that is to do, in this process or, where there are several devices, in one process each."""
+    if len(ready.devices) > 1 and work.todo:
+        settled = ready.settled(job.config), ready.precision
+        task = Task(*settled, job.out, job.suffix, settings["fingerprint"], job.offline)
+        return in_processes(task, ready.devices, work.todo, stopped, ready.engines[0].stopwatch)
+    return explain(job.config, ready, folder, settings["fingerprint"], work.todo, stopped)
+
+
+def _refuse_to_split(job: Job, devices: int) -> None:
+    """A range for all pictures needs all of them in one process; raises ConfigError."""
+    split = "with --shard" if job.shard else "between devices" if devices > 1 else ""
+    if split and job.config.overlay.scale == "run":
+        raise ConfigError(f"overlay.scale run compares all pictures, so it cannot be split {split}")
+
+
+def _planned(job: Job, folder: RunDir, settings: dict[str, Any]) -> Plan:
+    """What is left to do, once it is clear that what is there may be kept; raises ConfigError otherwise."""
+    if job.policy.fresh:
+        folder.start_over()
+    refuse_strange(job.out, folder.ledger)
+    if not job.policy.fresh and not job.policy.keep_going:
+        refuse_another_config(job.out, folder.ledger, folder.earlier, settings["identity"], settings["fingerprint"])
+        if job.shard:
+            refuse_another_run(job.out, job.shard, settings)
+    work = plan(job.mine, folder.ledger, job.out, job.policy)
+    if job.config.overlay.scale == "run" and work.todo:
+        return Plan((), tuple(job.mine), work.vanished)
+    return work
+
+
+def _summary(job: Job, work: Plan, recorder: Recorder, precision: str, seconds: float, interrupted: int) -> RunReport:
+    recorded = [recorder.folder.ledger.entries[name] for name in (*work.kept, *recorder.seen)]
+    failures = manifest.failures(recorded)
+    records = recorder.folder.ledger.entries.values()
+    return RunReport(
+        done=len(recorded) - failures.total(),
+        failed=failures.total(),
+        skipped=len(work.kept) + len(work.todo) - len(recorded),
+        seconds=seconds,
+        out=str(job.out),
+        exit_code=interrupted or (1 if failures else 0),
+        failures=dict(sorted(failures.items())),
+        kept=len(work.kept),
+        vanished=len(work.vanished),
+        redone=manifest.redone(recorded, precision),
+        foreign=sum(entry.fingerprint != recorder.fingerprint for entry in records),
+        without_evidence=manifest.without_evidence(recorded, job.config.targets.above),
+        skipped_files=dict(job.skipped_files),
+    )
+
+
+def _settings(job: Job, ready: Prepared, started: datetime) -> dict[str, Any]:
+    """What is known of a run before it begins."""
+    model, config = ready.model, job.config.model_dump(mode="json")
+    taps = [[asdict(tap) for tap in layer.taps] for layer in ready.layers]
+    preprocess = asdict(model.preprocess)
+    chosen: dict[str, Any] = {"precision": ready.precision.used}
+    if ready.precision.guard:
+        chosen["guard"] = asdict(ready.precision.guard)
+    used = {**config, "runtime": {**config["runtime"], **chosen}}
+    who = identity(used, model.weights_sha256, model.labels, taps, preprocess, SCHEMA_VERSION)
+    found = {
+        "schema_version": manifest.VERSION,
+        "started": started.isoformat(timespec="seconds"),
+        "fingerprint": fingerprint(who),
+        "identity": who,
+        "config": config,
+        "inputs": manifest.listing(job.items, job.asked),
+        "model": {
+            "source": model.source,
+            "name": model.name,
+            "weights": model.weights,
+            "weights_sha256": model.weights_sha256,
+            "classes": len(model.labels),
+            "activation": model.activation,
+        },
+        "input": preprocess,
+        "layers": taps,
+        "notes": [layer.note for layer in ready.layers if layer.note],
+        "device": ", ".join(map(str, ready.devices)),
+        "precision": asdict(ready.precision),
+        "batch_size": ready.batch_size,
+        "versions": versions(),
+    }
+    return {**found, "shard": manifest.part(job.items, job.shard)} if job.shard else found

@@ -1,0 +1,1 @@
+"""Heat to colour, overlays, grids and map files. Imports images and config."""

@@ -1,0 +1,84 @@
+"""overlays/<id>.<method>.<class>.<format>: the picture with its heat; without a class where the map has none."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from typing import BinaryIO
+
+from PIL import Image
+
+from camcli.config.schema import OverlayConfig
+from camcli.images.decode import Picture
+from camcli.images.geometry import Heat
+from camcli.records import Box, Heatmap, ImageResult, Prediction
+from camcli.render import colour as render
+
+_PILLOW_NAMES = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+
+
+def overlay_name(result: ImageResult, heatmap: Heatmap, config: OverlayConfig) -> str:
+    """Path below the run folder."""
+    return f"overlays/{result.id}.{heatmap.method}{target_name(heatmap)}.{config.format}"
+
+
+def target_name(heatmap: Heatmap) -> str:
+    """The target as part of a file name, with a dot before it; empty where the map is of no class."""
+    if heatmap.target is None:
+        return ""
+    against = f"-not-{_class_name(heatmap.against)}" if heatmap.against else ""
+    return f".{_class_name(heatmap.target)}{against}"
+
+
+def _class_name(target: Prediction) -> str:
+    """The label is there for people, the index makes it unique."""
+    label = re.sub(r"[^a-z0-9]+", "-", target.label.split(",")[0].lower()).strip("-")[:40]
+    return f"{target.index}-{label}" if label else str(target.index)
+
+
+def overlay_bytes(picture: Picture, heat: Heat, config: OverlayConfig) -> bytes:
+    """The encoded overlay of `heat` [h,w] in 0..1."""
+    return encode(paint(picture, heat, config), config)
+
+
+def paint(picture: Picture, heat: Heat, config: OverlayConfig, signed: bool = False, last: bool = False) -> Image.Image:
+    """The overlay of `heat` [h,w], on the original picture or on the crop that the model saw; untouched without heat.
+
+    last: the picture's own pixels are not needed any more, so they are painted on; otherwise on a copy.
+    """
+    image, seen = canvas(picture, config)
+    if image is picture.image and not last:
+        image = image.copy()
+    if not heat.any():
+        return image
+    if signed:
+        render.paint_signed(image, heat, seen, config.signed_colormap, config.alpha)
+    else:
+        render.paint(image, heat, seen, config.colormap, config.alpha)
+    return image
+
+
+def canvas(picture: Picture, config: OverlayConfig) -> tuple[Image.Image, Box]:
+    """What is painted on, and the box of it that the model saw."""
+    if config.size == "original":
+        assert picture.image is not None, "an overlay of the original size needs the picture's own pixels"
+        return picture.image, picture.seen
+    image = Image.fromarray(picture.input)
+    return image, Box(0, 0, image.width, image.height)
+
+
+def encode(image: Image.Image, config: OverlayConfig) -> bytes:
+    """The file of `image`."""
+    options = {"compress_level": 1} if config.format == "png" else {"quality": config.quality}
+    with _file_in_memory() as file:
+        image.save(file, _PILLOW_NAMES[config.format], **options)
+        file.seek(0)
+        return file.read()
+
+
+def _file_in_memory() -> BinaryIO:
+    """Pillow lets other threads run while it encodes only if the file has a number."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("overlay"), "w+b")
+    return io.BytesIO()

@@ -1,0 +1,1 @@
+"""What lies on disk: records, ledger, manifest, resume, parts and status; never torch. Imports images and config."""

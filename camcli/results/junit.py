@@ -1,0 +1,46 @@
+"""A JUnit file: what CI servers show, with a test case for each image."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+from camcli.errors import OutputError
+from camcli.pipeline.job import Job
+from camcli.results.ledger import Entry, read_ledger
+from camcli.results.rundir import results_file
+from camcli.results.storage import write_atomic
+
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def write_junit(path: Path, job: Job) -> None:
+    """Write how each image of `job` ended: passed, failed with its stage and message, or skipped. OutputError."""
+    entries = read_ledger(results_file(job.out, job.suffix)).entries
+    cases = [_case(item.id, entries.get(item.id)) for item in job.mine]
+    suite = ElementTree.Element("testsuite", name="camcli", tests=str(len(cases)), errors="0")
+    suite.set("failures", str(sum(case.find("failure") is not None for case in cases)))
+    suite.set("skipped", str(sum(case.find("skipped") is not None for case in cases)))
+    suite.extend(cases)
+    ElementTree.indent(suite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True) + b"\n")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _case(name: str, entry: Entry | None) -> ElementTree.Element:
+    case = ElementTree.Element("testcase", classname="camcli", name=_clean(name))
+    if entry is None:
+        ElementTree.SubElement(case, "skipped", message="not reached")
+    elif not entry.done:
+        failure = ElementTree.SubElement(case, "failure", type=f"{entry.stage}.{entry.kind}")
+        failure.set("message", _clean(entry.message))
+    return case
+
+
+def _clean(text: str) -> str:
+    """XML cannot hold control characters and undecodable bytes; they are shown as Python does."""
+    return _NOT_XML.sub(lambda match: repr(match.group())[1:-1], text)

@@ -1,0 +1,49 @@
+"""Records of outcomes in the run folder, counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from camcli.records import Failure
+from camcli.results import report
+from camcli.results.fingerprint import SHORT
+from camcli.results.rundir import RunDir
+
+
+class Recorder:
+    """Adds a record for each outcome, and counts; failures beyond the first one too many are left to the next run.
+
+    seen: ids of the pictures recorded so far. failures: how many of them failed, by kind. max_errors: how many may.
+    """
+
+    def __init__(self, folder: RunDir, fingerprint: str, max_errors: int | None = None) -> None:
+        self.folder = folder
+        self.fingerprint = fingerprint[:SHORT]
+        self.max_errors = max_errors
+        self.seen: set[str] = set()
+        self.failures: Counter[str] = Counter()
+
+    @property
+    def too_many(self) -> bool:
+        """Whether more images failed than may."""
+        return self.max_errors is not None and self.failures.total() > self.max_errors
+
+    def record(
+        self, outcomes: Iterable[report.ImageRecord | Failure], advance: Callable[[Failure | None], None]
+    ) -> None:
+        """Record all; advance is told of each, with the failure if it is one."""
+        for outcome in outcomes:
+            failure = outcome if isinstance(outcome, Failure) else None
+            if failure and self.too_many:
+                continue
+            self._append(outcome)
+            advance(failure)
+
+    def _append(self, outcome: report.ImageRecord | Failure) -> None:
+        self.seen.add(outcome.id)
+        if isinstance(outcome, Failure):
+            self.failures[outcome.kind] += 1
+            self.folder.append(report.to_json(report.failure_record(outcome, self.fingerprint)))
+        else:
+            self.folder.append(report.to_json(outcome))

@@ -1,0 +1,151 @@
+"""How a run folder stands against the images it is about."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from camcli.errors import CamcliError, ConfigError
+from camcli.images.find import Item, discover
+from camcli.images.formats import EXTENSIONS
+from camcli.results import manifest
+from camcli.results.claim import lock_file
+from camcli.results.fingerprint import SHORT
+from camcli.results.ledger import Ledger, read_ledger
+from camcli.results.lock import is_held
+from camcli.results.merge import shards_in
+from camcli.results.resume import Check, refuse_strange, vanished, verdict
+from camcli.results.rundir import read_manifest, results_file
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a run is.
+
+    run: `finished`, `interrupted`, `stopped`, `running`, or which parts are not finished.
+    done, failed, missing, changed (the input), damaged (the files written for it), vanished (the input is gone): ids.
+    failures: by kind. without_evidence: how many of the done ones have little to see, by what they lack; above: the
+    probability that classes had to reach. listed: whether the inputs could be listed again; otherwise only recorded
+    images are known, and unknown counts the others. foreign: records that were made with another config than the last
+    run's. versions: with how many explained images each set of libraries' versions was used.
+    """
+
+    out: str
+    run: str
+    done: tuple[str, ...]
+    failed: tuple[str, ...]
+    missing: tuple[str, ...]
+    changed: tuple[str, ...]
+    damaged: tuple[str, ...]
+    vanished: tuple[str, ...]
+    failures: Mapping[str, int]
+    without_evidence: Mapping[str, int]
+    above: float | None
+    listed: bool
+    unknown: int
+    foreign: int
+    versions: Sequence[tuple[int, Mapping[str, str]]]
+
+    @property
+    def complete(self) -> bool:
+        """Every image is explained, and nothing is out of date."""
+        return not (self.failed or self.todo or self.vanished or self.unknown)
+
+    @property
+    def todo(self) -> int:
+        """Images that the same command would explain."""
+        return len(self.missing) + len(self.changed) + len(self.damaged)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return {**fields, "complete": self.complete}
+
+
+def inspect(out: Path, check: Check) -> Standing:
+    """How the run folder `out` stands; raises ConfigError where it is none."""
+    suffixes = _suffixes(out)
+    manifests = [read_manifest(out, suffix) or {} for suffix in suffixes]
+    ledger = Ledger()
+    for suffix in suffixes:
+        found = read_ledger(results_file(out, suffix))
+        refuse_strange(out, found)
+        for entry in found.entries.values():
+            ledger.add(entry)
+    inputs = manifests[0].get("inputs", {})
+    current = {told.get("fingerprint", "")[:SHORT] for told in manifests}
+    items = _items(inputs, out)
+    known = items if items is not None else [Item(e.id, Path(e.source)) for e in ledger.entries.values()]
+    verdicts: dict[str, list[str]] = {}
+    for item in known:
+        verdicts.setdefault(verdict(item, ledger.entries.get(item.id), out, check), []).append(item.id)
+    failed = verdicts.get("failed", [])
+    above = manifest.threshold(manifests[0])
+    return Standing(
+        out=str(out),
+        run=_run_status([_ended(out, s, m) for s, m in zip(suffixes, manifests, strict=True)], suffixes),
+        done=tuple(verdicts.get("done", ())),
+        failed=tuple(failed),
+        missing=tuple(verdicts.get("missing", ())),
+        changed=tuple(verdicts.get("changed", ())),
+        damaged=tuple(verdicts.get("damaged", ())),
+        vanished=vanished(known, ledger),
+        failures=dict(sorted(manifest.failures(ledger.entries[name] for name in failed).items())),
+        without_evidence=manifest.without_evidence((ledger.entries[name] for name in verdicts.get("done", ())), above),
+        above=above,
+        listed=items is not None,
+        foreign=sum(e.fingerprint not in current for e in ledger.entries.values()),
+        versions=_versions(ledger, manifests),
+        unknown=0 if items is not None else max(0, inputs.get("images", 0) - len(known)),
+    )
+
+
+def _versions(ledger: Ledger, manifests: Sequence[manifest.Manifest]) -> list[tuple[int, Mapping[str, str]]]:
+    """(how many images were explained, with which versions), the most first; no versions where nobody knows."""
+    known: dict[str, Mapping[str, str]] = {}
+    for told in manifests:
+        known.update({"": told.get("versions", {}), **told.get("libraries", {}), **known})
+    used = Counter(entry.versions for entry in ledger.entries.values() if entry.done)
+    return [(count, known.get(key, {})) for key, count in used.most_common()]
+
+
+def _suffixes(out: Path) -> list[str]:
+    """Of the whole run, else of all its parts that have begun."""
+    if read_manifest(out) is not None:
+        return [""]
+    found = [shard.suffix for shard in shards_in(out)]
+    if not found:
+        raise ConfigError(f"{out}: no run folder of camcli, for there is no run.json in it")
+    return found
+
+
+def _items(inputs: Mapping[str, Any], out: Path) -> list[Item] | None:
+    """The images that the run's own words name today, None where they cannot be listed again."""
+    names: Sequence[str] = inputs.get("names") or ()
+    if not names or any(name == "-" or (name.startswith("@") and not os.path.isfile(name[1:])) for name in names):
+        return None
+    root, folder = inputs.get("root"), inputs.get("folder")
+    try:
+        return discover(names, inputs.get("ext") or EXTENSIONS, inputs.get("limit"), out, root, folder)
+    except (CamcliError, OSError, ValueError):
+        return None
+
+
+def _ended(out: Path, suffix: str, told: manifest.Manifest) -> str:
+    """How a run or a part ended; one that was killed could not say so, but it no longer holds its lock."""
+    status = str(told.get("status"))
+    return "interrupted" if status == "running" and not is_held(lock_file(out, suffix)) else status
+
+
+def _run_status(statuses: Sequence[str], suffixes: Sequence[str]) -> str:
+    if suffixes == [""]:
+        return statuses[0]
+    unfinished = [suffix[1:] for suffix, status in zip(suffixes, statuses, strict=True) if status != "finished"]
+    count = int(suffixes[0].rpartition("-")[2])
+    if unfinished:
+        return f"parts not finished: {', '.join(unfinished)}"
+    return f"{len(suffixes)} of {count} parts finished; `camcli merge` joins them"
