@@ -10,7 +10,7 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-from camcli import demo
+from camcli.models import demo
 from tests.conftest import Ended
 
 Camcli = Callable[..., Ended]
@@ -32,14 +32,14 @@ def test_a_model_that_sees_nothing_is_not_healthy(
 ) -> None:
     untrained = timm.create_model(demo.ARCH, num_classes=len(demo.LABELS), **demo.KWARGS).state_dict()
     save_file(untrained, tmp_path / "untrained.safetensors", {"seed": "0"})
-    monkeypatch.setattr("camcli.demo.WEIGHTS", tmp_path / "untrained.safetensors")
+    monkeypatch.setattr("camcli.models.demo.WEIGHTS", tmp_path / "untrained.safetensors")
     ended = camcli("doctor")
     assert ended.code == 1
     assert "NOT healthy" in ended.out
 
 
 def test_weights_that_are_gone_are_named(camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("camcli.demo.WEIGHTS", tmp_path / "gone.safetensors")
+    monkeypatch.setattr("camcli.models.demo.WEIGHTS", tmp_path / "gone.safetensors")
     ended = camcli("doctor")
     assert ended.code == 1
     assert "gone.safetensors" in ended.out

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from camcli.demo import LABELS, WEIGHTS
 from camcli.demo.evaluate import evaluate, training
 from camcli.demo.scenes import OUTLINES, SAMPLES, Scene, scene, write_samples
+from camcli.models.demo import LABELS, WEIGHTS
 
 SAMPLE_IMAGES = Path(__file__).parents[1] / "sample_images" / "shapes"
 TRANSFORMERS = Path(__file__).with_name("weights")

@@ -23,7 +23,7 @@ from tests.test_run import TINY, lines
 
 Camcli = Callable[..., Ended]
 
-DEMO_WEIGHTS = REPO / "camcli" / "demo" / "model.safetensors"
+DEMO_WEIGHTS = REPO / "camcli" / "models" / "demo.safetensors"
 
 
 class Trap:

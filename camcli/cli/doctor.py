@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from camcli import demo
 from camcli.demo.evaluate import evaluate
+from camcli.models import demo
 from camcli.results.versions import versions
 
 SCENES = 50

@@ -19,7 +19,7 @@ from camcli.config.schema import RunConfig, expand_model
 from camcli.errors import ConfigError
 from camcli.registry import did_you_mean
 
-DEFAULT_CONFIG = Path(__file__).parents[1] / "demo" / "demo.yaml"
+DEFAULT_CONFIG = Path(__file__).with_name("demo.yaml")
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 50
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")

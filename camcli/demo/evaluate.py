@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from camcli.demo import LABELS, MEAN, SIZE, STD, WEIGHTS
 from camcli.demo.nets import build
 from camcli.demo.scenes import Scene, scene
 from camcli.engine.engine import Engine
@@ -33,6 +32,7 @@ from camcli.engine.methods import METHODS
 from camcli.errors import ItemError
 from camcli.images.decode import Preprocess
 from camcli.models import LoadedModel
+from camcli.models.demo import LABELS, MEAN, SIZE, STD, WEIGHTS
 from camcli.records import Heatmap
 
 TOLERANCE = 8

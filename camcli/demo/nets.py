@@ -13,7 +13,7 @@ import timm
 from safetensors.torch import load_file
 from timm.models.vision_transformer_hybrid import HybridEmbed
 
-from camcli.demo import ARCH, KWARGS, LABELS, SIZE, WEIGHTS
+from camcli.models.demo import ARCH, KWARGS, LABELS, SIZE, WEIGHTS
 
 NETS = ("resnet", "vit", "swin")
 

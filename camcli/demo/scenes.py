@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from camcli.demo import LABELS, SIZE
+from camcli.models.demo import LABELS, SIZE
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -29,10 +29,10 @@ from timm.layers import set_fused_attn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camcli.demo import LABELS, MEAN, SIZE, STD
 from camcli.demo.evaluate import evaluate, report
 from camcli.demo.nets import NETS, build
 from camcli.demo.scenes import scene
+from camcli.models.demo import LABELS, MEAN, SIZE, STD
 
 BATCH = 32
 CELL = 4

@@ -1,4 +1,7 @@
-"""The embedded classifier of generated shapes: no download, multi-label."""
+"""The embedded classifier: a small network, trained here, that names the shapes in generated scenes; no download.
+
+Any number of shapes may be in an image: every label has its own sigmoid.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,42 @@ from pathlib import Path
 
 from torch import nn
 
-from camcli import demo
 from camcli.config.schema import ModelConfig
 from camcli.images.decode import Preprocess
 from camcli.models import weights
 from camcli.models.loaded import Entry
 
+LABELS = (
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "cross",
+    "ring",
+    "heart",
+    "crescent",
+    "hexagon",
+    "arrow",
+    "semicircle",
+    "bolt",
+)
+ARCH = "test_resnet"
+KWARGS = {"output_stride": 8}
+SIZE = 128
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.5, 0.5, 0.5)
+WEIGHTS = Path(__file__).with_name("demo.safetensors")
+
 
 def names() -> list[str]:
-    """There is one."""
+    """The name of the only model."""
     return ["demo"]
 
 
 def entry(name: str, count_parameters: bool) -> Entry:
-    """It is always here."""
-    parameters = sum(t.numel() for t in weights.read_state_dict(demo.WEIGHTS).values())
-    return Entry("demo", name, True, True, (demo.SIZE, demo.SIZE), parameters)
+    """What is known of it; its weights are in the package."""
+    parameters = sum(t.numel() for t in weights.read_state_dict(WEIGHTS).values())
+    return Entry("demo", name, True, True, (SIZE, SIZE), parameters)
 
 
 def check(config: ModelConfig) -> None:
@@ -30,14 +53,14 @@ def check(config: ModelConfig) -> None:
 
 def pretrained_file(config: ModelConfig, offline: bool) -> Path:
     """The weights in the package."""
-    return demo.WEIGHTS
+    return WEIGHTS
 
 
 def build(config: ModelConfig, file: Path | None) -> nn.Module:
     """The module with the weights of `file`, or random ones."""
     import timm
 
-    module: nn.Module = timm.create_model(demo.ARCH, num_classes=len(demo.LABELS), **demo.KWARGS)
+    module: nn.Module = timm.create_model(ARCH, num_classes=len(LABELS), **KWARGS)
     if file:
         weights.load(module, file, "the demo model")
     return module
@@ -45,10 +68,10 @@ def build(config: ModelConfig, file: Path | None) -> nn.Module:
 
 def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess:
     """As in training."""
-    size = (demo.SIZE, demo.SIZE)
-    return Preprocess(size, size, demo.MEAN, demo.STD, "bilinear", "center")
+    size = (SIZE, SIZE)
+    return Preprocess(size, size, MEAN, STD, "bilinear", "center")
 
 
 def labels(config: ModelConfig, module: nn.Module) -> tuple[str, ...] | None:
     """The names of the shapes."""
-    return demo.LABELS
+    return LABELS

@@ -27,7 +27,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from camcli.config.schema import InputConfig, ModelConfig, OptionsConfig
-from camcli.demo import SIZE
 from camcli.demo.scenes import Scene, scene
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
@@ -35,6 +34,7 @@ from camcli.engine.methods import METHODS
 from camcli.errors import MethodError
 from camcli.images.decode import Preprocess
 from camcli.models import LoadedModel, load_model
+from camcli.models.demo import SIZE
 from camcli.records import Precision
 from tests import peers
 
