@@ -270,7 +270,7 @@ def _run(job: Job, quiet: bool, json_: bool, junit: Path | None, profile: bool) 
     if junit:
         from camcli.results.junit import write_junit
 
-        write_junit(junit, job)
+        write_junit(junit, [item.id for item in job.mine], job.ledger().entries)
     if json_:
         console.print_json(manifest)
     if not quiet and ended is None:

@@ -48,13 +48,17 @@ class Job:
         """What the files of this part are called by."""
         return self.shard.suffix if self.shard else ""
 
+    def ledger(self) -> Ledger:
+        """The records that are there."""
+        return read_ledger(results_file(self.out, self.suffix))
+
 
 def settled(job: Job) -> tuple[RunReport, manifest.Manifest] | None:
     """How the last run ended, when it was this very job and nothing is left to do; needs neither torch nor the lock."""
     found = read_manifest(job.out, job.suffix)
     if job.policy.fresh or found is None or not _same_job(job, found):
         return None
-    ledger = read_ledger(results_file(job.out, job.suffix))
+    ledger = job.ledger()
     if not ledger.clean or any(e.fingerprint != found["fingerprint"][:SHORT] for e in ledger.entries.values()):
         return None
     work = plan(job.mine, ledger, job.out, job.policy)

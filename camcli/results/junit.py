@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
 from camcli.errors import OutputError
-from camcli.pipeline.job import Job
-from camcli.results.ledger import Entry, read_ledger
-from camcli.results.rundir import results_file
+from camcli.results.ledger import Entry
 from camcli.results.storage import write_atomic
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def write_junit(path: Path, job: Job) -> None:
-    """Write how each image of `job` ended: passed, failed with its stage and message, or skipped. OutputError."""
-    entries = read_ledger(results_file(job.out, job.suffix)).entries
-    cases = [_case(item.id, entries.get(item.id)) for item in job.mine]
+def write_junit(path: Path, ids: Iterable[str], entries: Mapping[str, Entry]) -> None:
+    """Write how each image ended: passed, failed with its stage and message, or skipped; raises OutputError."""
+    cases = [_case(name, entries.get(name)) for name in ids]
     suite = ElementTree.Element("testsuite", name="camcli", tests=str(len(cases)), errors="0")
     suite.set("failures", str(sum(case.find("failure") is not None for case in cases)))
     suite.set("skipped", str(sum(case.find("skipped") is not None for case in cases)))
