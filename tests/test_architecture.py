@@ -1,4 +1,4 @@
-"""Who imports whom: a module imports only rows above its own, and the light commands never load torch."""
+"""Who imports whom: a room imports only rooms before it, and the light rooms and commands never load torch."""
 
 from __future__ import annotations
 
@@ -12,41 +12,26 @@ import pytest
 import camcli
 
 PACKAGE = Path(camcli.__file__).parent
-ROWS = (
-    ("records", "events"),
-    ("errors",),
-    ("registry", "storage", "readback", "versions", "formats"),
-    ("lock",),
-    (
-        *("geometry", "config", "claim", "progress", "interrupt", "demo"),
-        *("shard", "fingerprint", "ledger", "labels", "libtiff", "memory", "limits", "stopwatch", "stdio"),
-        *("faults", "offline"),
-    ),
-    ("configfile", "crash", "rundir", "inputs", "images", "layers", "methods", "report", "render", "targets"),
-    ("models", "writers", "tap", "resume", "manifest"),
-    ("engine",),
-    ("batchsize", "precision", "folding"),
-    ("stream",),
-    ("tuning",),
-    ("prepare", "preflight", "painter", "recorder", "job", "merge"),
-    ("explain",),
-    ("workers",),
-    ("pipeline", "doctor", "junit", "status", "console"),
-    ("concepts",),
-    ("cli",),
-    ("__main__",),
+ROOMS = (
+    *("records", "errors", "registry"),
+    *("config", "images", "models", "engine", "render", "results", "pipeline", "analysis", "demo", "cli", "__main__"),
 )
-ROW_OF = {name: number for number, names in enumerate(ROWS) for name in names}
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:
-    """Names of the camcli modules that a file imports at its top level."""
+    """The rooms of camcli that a file imports anywhere, but for the type checker alone."""
     found: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        waiting += ast.iter_child_nodes(node)
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "camcli":
             parts = node.module.split(".")[1:]
             found |= {parts[0]} if parts else {alias.name for alias in node.names}
-    return {name for name in found if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()}
+    return found & set(ROOMS)
 
 
 def room(path: Path) -> str:
@@ -54,13 +39,21 @@ def room(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_up(path: Path) -> None:
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_imports_only_rooms_before_it(path: Path) -> None:
     here = room(path)
-    if here == "__init__" or path.match("demo/evaluate.py") or path.match("demo/train.py"):
-        return
-    for name in imported(path) - {here}:
-        assert ROW_OF[name] < ROW_OF[here], f"{here} imports {name}"
+    before = ROOMS if here == "__init__" else ROOMS[: ROOMS.index(here) + 1]
+    assert imported(path) <= set(before), f"{here} imports {imported(path) - set(before)}"
+
+
+@pytest.mark.parametrize(
+    ("name", "heavy"),
+    [("config", ["torch"]), ("images", ["torch"]), ("results", ["torch", "numpy", "PIL"])],
+)
+def test_light_rooms_stay_light(name: str, heavy: list[str]) -> None:
+    modules = [".".join(("camcli", *p.relative_to(PACKAGE).with_suffix("").parts)) for p in FILES if room(p) == name]
+    code = f"import sys, {', '.join(modules)}; assert not set(sys.modules) & {set(heavy)}"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.mark.parametrize(
