@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 Stage = Literal["read", "decode", "forward", "write"]
 Precision = Literal["fp32", "bf16", "fp16"]
+PRODUCTS = ("overlays", "reports", "maps")
+"""The folders below a run folder that hold what was made from images."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,7 @@ from typing import Any
 
 from camcli.errors import ConfigError, NoInputsError
 from camcli.images.formats import EXTENSIONS
-from camcli.records import FileState
-from camcli.results.storage import PRODUCTS
+from camcli.records import PRODUCTS, FileState
 
 _RESULTS = re.compile(r"results(-\d+-of-\d+)?\.jsonl|concepts\.json")
 MOST_NAMED = 6

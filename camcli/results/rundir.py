@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from camcli.errors import ItemError, OutputError
+from camcli.records import PRODUCTS
 from camcli.results import storage
 from camcli.results.claim import Kind, claimed, refuse_another_job
 from camcli.results.ledger import Ledger, entry_of, line_of, read_ledger
@@ -201,4 +202,4 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _is_product(name: str) -> bool:
     parts = name.split("/")
-    return parts[0] in storage.PRODUCTS and ".." not in parts
+    return parts[0] in PRODUCTS and ".." not in parts

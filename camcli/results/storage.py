@@ -13,7 +13,6 @@ from pathlib import Path
 
 from camcli.errors import OutputError
 
-PRODUCTS = ("overlays", "reports", "maps")
 NAME_BYTES = 255
 _DISK_IS_GONE = {
     getattr(errno, name)
