@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from camcli.cli.app import main
 from camcli.images.decode import Preprocess
-from camcli.models import LoadedModel
+from camcli.models.loaded import LoadedModel
 
 if TYPE_CHECKING:
     from tests.driver import Driver

@@ -73,10 +73,10 @@ def soak(images: int, place: Path) -> Figures:
     config = load_config(None, TINY).config
     job = Job(config, discover([str(place / "in")]), place / "out")
     warm = Job(config, job.items[:40], place / "warm")
-    perform(warm, Progress(None), None)
+    perform(warm)
     threads, handles = threading.active_count(), open_handles()
     watch, clock = Watch(), time.monotonic()
-    report = perform(job, watch, None).report
+    report = perform(job, watch).report
     seconds = time.monotonic() - clock
     clock = time.monotonic()
     assert settled(job)

@@ -33,7 +33,7 @@ from camcli.engine.layers.probe import pictures
 from camcli.engine.layers.trace import Place, undisturbed, visiting
 from camcli.engine.tap import cut
 from camcli.errors import CamcliError
-from camcli.models import model_source
+from camcli.models.source import model_source
 from tests import tuned
 
 MAX_REFUSED = 0.01

@@ -233,7 +233,7 @@ def test_check_finds_what_a_run_would_find_before_it_loads_weights(
     def load(*words: object) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("camcli.models._built", load)
+    monkeypatch.setattr("camcli.models.source._built", load)
     path = tmp_path / "c.yaml"
     page = tmp_path / "page.pth"
     page.write_text("<html>")

@@ -19,7 +19,7 @@ from camcli.engine.methods import METHODS
 from camcli.engine.methods.maps import scale
 from camcli.engine.tap import cut
 from camcli.errors import ItemError
-from camcli.models import LoadedModel
+from camcli.models.loaded import LoadedModel
 from tests.conftest import loaded
 
 GRADCAM = METHODS.get("gradcam")

@@ -20,7 +20,7 @@ from camcli.engine.batch_size import even_batches
 from camcli.engine.engine import Engine
 from camcli.images.decode import load_picture
 from camcli.images.find import Item
-from camcli.models import load_model
+from camcli.models.source import load_model
 from camcli.pipeline.stream import Stream
 from camcli.results import storage
 from tests.conftest import Ended, save_picture

@@ -11,7 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from camcli.config.schema import RunConfig
-from camcli.models import LoadedModel, load_model
+from camcli.models.loaded import LoadedModel
+from camcli.models.source import load_model
 from camcli.pipeline.prepare import resolve_layers
 from camcli.results.fingerprint import fingerprint, identity, same_wish
 from tests.conftest import Ended

@@ -17,7 +17,7 @@ from camcli.config.schema import InputConfig, Interpolation, ModelConfig
 from camcli.errors import ItemError
 from camcli.images.decode import Preprocess, decode, load_picture, model_input
 from camcli.images.libtiff import hush
-from camcli.models import model_source
+from camcli.models.source import model_source
 from camcli.records import Box
 from tests.conftest import save_picture
 

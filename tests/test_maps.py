@@ -29,7 +29,7 @@ from camcli.engine.methods.maps import (
     scale_signed,
 )
 from camcli.errors import ItemError
-from camcli.models import LoadedModel
+from camcli.models.loaded import LoadedModel
 from camcli.records import Box, Heatmap, ImageResult, Precision, Prediction
 from camcli.results import report
 from tests import oracles, tuned

@@ -25,7 +25,8 @@ from camcli.engine.methods import METHODS, Batch, LayerView
 from camcli.engine.methods.table import listed, markdown
 from camcli.errors import ItemError, MethodError
 from camcli.images.decode import Preprocess
-from camcli.models import LoadedModel, load_model
+from camcli.models.loaded import LoadedModel
+from camcli.models.source import load_model
 from camcli.records import Heatmap
 from camcli.results.report import json_schema
 from tests.conftest import REPO, Ended, loaded

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from camcli.config.schema import InputConfig, ModelConfig
 from camcli.errors import ConfigError
-from camcli.models import load_model
+from camcli.models.source import load_model
 from tests.conftest import SHAPES, Ended
 
 

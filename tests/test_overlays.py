@@ -21,6 +21,7 @@ from camcli.engine.methods import METHODS
 from camcli.images.decode import Picture, Preprocess, load_picture
 from camcli.images.geometry import hot_box, peak
 from camcli.pipeline.painter import Painter
+from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Box, Heatmap, ImageResult, Prediction
 from camcli.render import colour as render
 from camcli.render.concepts import concept_overlay
@@ -317,7 +318,7 @@ def test_a_map_that_shows_nothing_does_not_set_the_range_of_the_run(tmp_path: Pa
     look = OverlayConfig(format="png", colormap="gray", alpha=1, scale="run")
     engine = Engine(loaded(RedDetector()), [LAYER], [METHODS.get("gradcam")])
     with RunDir(tmp_path / "out") as folder:
-        painter = Painter(RunConfig(overlay=look), engine, folder, "f" * 64)
+        painter = Painter(RunConfig(overlay=look), engine, folder, "f" * 64, Stopwatch())
         assert len(list(painter.outcomes(Explained(), []))) == 2  # type: ignore[arg-type]
     painted = np.asarray(Image.open(tmp_path / "out" / "overlays" / "shown.gradcam.3-star.png"))
     assert painted.max() == 255

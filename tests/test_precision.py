@@ -27,6 +27,7 @@ from camcli.errors import ItemError
 from camcli.images.memory import Budget
 from camcli.pipeline import workers
 from camcli.pipeline.prepare import device
+from camcli.pipeline.stopwatch import Stopwatch
 from camcli.pipeline.stream import Stream, redo_size
 from camcli.records import Heatmap, Prediction
 from tests.benchmarks.precision import crops, differences, explained
@@ -350,7 +351,9 @@ def test_what_overflows_in_16_bits_is_explained_in_fp32() -> None:
     bright, dark = coloured(2).clamp(min=200), coloured(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "network", half_network)
-        stream = Stream([engine], top, 4, 1, lambda: False, Budget(1 << 30), guard=Guard(0.0, {"gradcam": 0.0}))
+        stream = Stream(
+            [engine], top, 4, 1, lambda: False, Budget(1 << 30), Stopwatch(), guard=Guard(0.0, {"gradcam": 0.0})
+        )
         found = stream._answers(engine, torch.cat([bright, dark]))
         assert [type(one) for one in found] == [ItemError, ItemError, Explanation, Explanation]
         stream._ask_again(Guard(0.0, {"gradcam": 0.0}), engine, torch.cat([bright, dark]), found)

@@ -19,7 +19,8 @@ from camcli.engine.engine import Engine
 from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
 from camcli.engine.methods import METHODS
 from camcli.images.decode import load_picture
-from camcli.models import LoadedModel, load_model
+from camcli.models.loaded import LoadedModel
+from camcli.models.source import load_model
 from tests import oracles
 from tests.conftest import PHOTOS, REAL_WEIGHTS, Ended
 

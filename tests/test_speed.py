@@ -12,16 +12,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from camcli.config.file import load_config
 from camcli.config.schema import InputConfig, OverlayConfig
-from camcli.engine.engine import Engine
 from camcli.images import geometry
 from camcli.images.decode import Preprocess, load_picture
+from camcli.images.find import discover
+from camcli.pipeline.job import Job
+from camcli.pipeline.prepare import prepare
+from camcli.pipeline.progress import Silent
+from camcli.pipeline.run import perform
 from camcli.pipeline.stopwatch import Step, Stopwatch, bottleneck
 from camcli.records import Box
 from camcli.render import colour as render
 from camcli.render.overlay import encode, paint
 from tests.conftest import SHAPES, Ended, save_picture
-from tests.test_run import TINY, lines, manifest
+from tests.test_run import TINY, lines
 
 Camcli = Callable[..., Ended]
 
@@ -179,12 +184,11 @@ def replace_one(found: dict[Step, float], value: float) -> dict[Step, float]:
 
 
 def test_what_was_tried_before_the_run_is_no_part_of_its_profile(
-    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    def slow(engine: Engine, pictures: int) -> int:
-        engine.stopwatch.add(replace_one(engine.stopwatch.seconds, 1000.0))
-        return 4
-
-    monkeypatch.setattr("camcli.pipeline.prepare.find_batch_size", slow)
-    assert camcli("run", SHAPES, "--out", tmp_path / "out", *TINY, "-s", "runtime.batch_size=auto").code == 0
-    assert manifest(tmp_path / "out")["profile"]["decode"] < 1000
+    config, items = load_config(None, TINY[1::2]).config, discover([str(SHAPES)], limit=2)
+    ready = prepare(config, items)
+    ready.stopwatch.add(replace_one(ready.stopwatch.seconds, 1000.0))
+    done = perform(Job(config, items, tmp_path / "out"), Silent(), None, ready)
+    assert 0 < done.manifest["profile"]["forward"] < 1000
+    assert 0 < done.manifest["profile"]["decode"] < 1000

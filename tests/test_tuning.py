@@ -21,7 +21,7 @@ from camcli.engine.layers import resolve_layer
 from camcli.engine.methods import METHODS
 from camcli.engine.tap import cut
 from camcli.engine.tuning import tune, twins
-from camcli.models import LoadedModel
+from camcli.models.loaded import LoadedModel
 from tests import tuned
 from tests.conftest import Ended, loaded, save_picture
 from tests.nets import trained

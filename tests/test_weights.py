@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from camcli.config.schema import InputConfig, ModelConfig
 from camcli.errors import ModelError, OfflineError
-from camcli.models import load_model
 from camcli.models.offline import no_network
+from camcli.models.source import load_model
 from camcli.models.weights import read_state_dict
 from tests.conftest import Ended, save_picture
 from tests.test_run import lines

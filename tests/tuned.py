@@ -20,7 +20,7 @@ from camcli.engine.layers.trace import Output, Place, record, visiting
 from camcli.engine.methods import METHODS
 from camcli.engine.tuning import tune
 from camcli.images.decode import Preprocess
-from camcli.models import model_source
+from camcli.models.source import model_source
 from tests import oracles
 from tests.conftest import loaded
 from tests.nets import calibrated, inputs

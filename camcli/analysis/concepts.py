@@ -25,7 +25,7 @@ from camcli.images.decode import Picture, decode, loading
 from camcli.images.find import Item
 from camcli.images.libtiff import quiet_decoders
 from camcli.images.memory import Budget, budget_size
-from camcli.models import load_model
+from camcli.models.source import load_model
 from camcli.pipeline.limits import usable_memory
 from camcli.pipeline.prepare import cores, device, resolve_layers
 from camcli.records import Precision

@@ -438,7 +438,7 @@ def models_list(
     json_: JsonOption = False,
 ) -> None:
     """List models: weights to be had, weights in the local cache, input size and parameters (with a PATTERN)."""
-    from camcli.models import list_models
+    from camcli.models.source import list_models
 
     entries = list_models(pattern)
     if json_:
@@ -453,7 +453,7 @@ def models_fetch(
     offline: OfflineOption = False,
 ) -> None:
     """Download weights ahead of time and print where they are."""
-    from camcli.models import fetch
+    from camcli.models.source import fetch
 
     for name in names:
         typer.echo(f"{name}\t{fetch(name, offline)}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from camcli.cli.doctor import Diagnosis
     from camcli.config.schema import RunConfig
     from camcli.engine.methods import Method
-    from camcli.models import Entry
+    from camcli.models.loaded import Entry
     from camcli.pipeline.stopwatch import Step
     from camcli.records import Failure, RunReport
     from camcli.results.status import Standing

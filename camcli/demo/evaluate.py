@@ -31,8 +31,8 @@ from camcli.engine.layers import resolve_layer
 from camcli.engine.methods import METHODS
 from camcli.errors import ItemError
 from camcli.images.decode import Preprocess
-from camcli.models import LoadedModel
 from camcli.models.demo import LABELS, MEAN, SIZE, STD, WEIGHTS
+from camcli.models.loaded import LoadedModel
 from camcli.records import Heatmap
 
 TOLERANCE = 8

@@ -7,10 +7,10 @@ copy of the layer's output that alone asks for gradients. The backbone so leaves
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,13 +25,13 @@ from camcli.engine.tap import Past, Tail, cut, noting
 from camcli.engine.targets import Chooser, ranked
 from camcli.errors import ItemError, MethodError
 from camcli.models.loaded import LoadedModel
-from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Heatmap, Precision, Prediction
 
 TOP = 5
 HALF_LIFT = 1024.0
 COPIES = tuple((mirrored, factor) for mirrored in (False, True) for factor in (1.0, 0.9, 1.1))
 """What `smoothing: aug` averages over: the plain picture first; the factor multiplies the model's input."""
+Timing = Callable[[Literal["forward", "backward"]], AbstractContextManager[None]]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -73,6 +73,7 @@ class Engine:
     """Explains batches with one model, its target layers and a list of methods.
 
     against: a class that every target is contrasted with: why the target rather than that one.
+    timing: gives a context for each of its two steps, for whoever measures; nobody does at first.
     Raises MethodError for methods that cannot be smoothed as asked.
     """
 
@@ -86,7 +87,6 @@ class Engine:
         options: OptionsConfig | None = None,
         smoothing: Smoothing = "none",
         against: int | None = None,
-        stopwatch: Stopwatch | None = None,
     ) -> None:
         self.model = model
         self.methods = tuple(methods)
@@ -98,7 +98,7 @@ class Engine:
         self.options = options or OptionsConfig()
         self.smoothing = smoothing
         self.against = against
-        self.stopwatch = stopwatch or Stopwatch()
+        self.timing: Timing = _untimed
         self._mean = torch.tensor(model.preprocess.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(model.preprocess.std, device=self.device).view(1, 3, 1, 1)
         self._refuse_unsmoothable()
@@ -128,11 +128,11 @@ class Engine:
         count: only the first so many are asked for, and the others fill up the batch: they share its forward pass,
         and nothing else is spent on them.
         """
-        with self.stopwatch.timing("forward"):
+        with self.timing("forward"):
             plain = self.forward(self.normalise(pixels))
             logits = plain.logits.detach()
             probabilities = self._probabilities(logits)[:count]
-        with self.stopwatch.timing("backward"):
+        with self.timing("backward"):
             return self._explanations(plain, logits, probabilities, choose)
 
     def _explanations(
@@ -310,6 +310,10 @@ class Engine:
                 heatmaps.append(Heatmap(method.name, self.layer, of, *raw, against if of else None, reason))
         top = tuple(prediction(k) for k in ranked(probabilities, TOP))
         return Explanation(top, tuple(heatmaps), logits, probabilities, self.precision)
+
+
+def _untimed(step: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def _arrays(rounds: list[list[Maps]]) -> list[list[Maps]]:

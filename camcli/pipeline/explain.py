@@ -27,11 +27,12 @@ def explain(
 
     On a CPU the cores are divided between the engines; decoding and painting take what these leave idle.
     """
-    painter = Painter(config, ready.engines[0], folder, fingerprint)
+    painter = Painter(config, ready.engines[0], folder, fingerprint, ready.stopwatch)
     choose = chooser(config.targets, ready.model.labels)
     budget = Budget(budget_size(config.runtime.memory, usable_memory()))
+    threads, guard = cores(config), ready.precision.guard
     stream = Stream(
-        ready.engines, choose, ready.batch_size, cores(config), stopped, budget, painter.whole, ready.precision.guard
+        ready.engines, choose, ready.batch_size, threads, stopped, budget, ready.stopwatch, painter.whole, guard
     )
-    with torch_threads(max(1, cores(config) // len(ready.engines))):
+    with torch_threads(max(1, threads // len(ready.engines))):
         yield from painter.outcomes(stream, items)

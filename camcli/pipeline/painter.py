@@ -16,6 +16,7 @@ from camcli.images.decode import RGB_BYTES, Picture, loading
 from camcli.images.find import Item
 from camcli.images.geometry import Heat
 from camcli.images.memory import Budget
+from camcli.pipeline.stopwatch import Stopwatch
 from camcli.pipeline.stream import Stream, failure
 from camcli.records import Failure, Heatmap, ImageResult
 from camcli.render import maps
@@ -35,7 +36,9 @@ _ENCODER_BYTES = {"jpg": 2, "png": 4, "webp": 16}
 class Painter:
     """Writes each result's files and makes its record; whole: it needs the pictures' own pixels for that."""
 
-    def __init__(self, config: RunConfig, engine: Engine, folder: RunDir, fingerprint: str) -> None:
+    def __init__(
+        self, config: RunConfig, engine: Engine, folder: RunDir, fingerprint: str, stopwatch: Stopwatch
+    ) -> None:
         self.config = config
         self.layer = engine.layer
         self.folder = folder
@@ -43,7 +46,7 @@ class Painter:
         model = engine.model
         self.preprocess = model.preprocess
         self.whole = config.overlay.size == "original"
-        self._timing = engine.stopwatch.timing
+        self._timing = stopwatch.timing
         self.model = report.ModelRecord(source=model.source, name=model.name, weights_sha256=model.weights_sha256)
         self.full_range: dict[str, float] = {}
 

@@ -10,8 +10,8 @@ from camcli.config.file import LoadedConfig
 from camcli.config.schema import ModelConfig
 from camcli.engine.methods import METHODS
 from camcli.errors import CamcliError, ConfigError
-from camcli.models import model_source, weights_file
 from camcli.models.labels import read_labels
+from camcli.models.source import model_source, weights_file
 
 
 def check(loaded: LoadedConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
@@ -25,7 +25,8 @@ from camcli.engine.tuning import compile_backbone, tune, twins, warm_up
 from camcli.errors import ConfigError, ItemError
 from camcli.images.decode import Preprocess, load_picture
 from camcli.images.find import Item
-from camcli.models import LoadedModel, load_model
+from camcli.models.loaded import LoadedModel
+from camcli.models.source import load_model
 from camcli.pipeline.limits import usable_cores
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.pipeline.stream import redo_size
@@ -48,18 +49,18 @@ class Prepared:
     precision: Choice
     batch_size: int
     devices: Sequence[torch.device]
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def model(self) -> LoadedModel:
         """What they explain."""
         return self.engines[0].model
 
-    def start_clock(self) -> Stopwatch:
-        """A new stopwatch for all engines; what was tried while they were prepared does not count."""
-        stopwatch = Stopwatch()
+    def start_clock(self) -> None:
+        """From now on, each engine's steps are measured, and nothing that was before counts."""
+        self.stopwatch.restart()
         for engine in self.engines:
-            engine.stopwatch = stopwatch
-        return stopwatch
+            engine.timing = self.stopwatch.timing
 
     def settled(self, config: RunConfig) -> RunConfig:
         """`config` without a batch size left to find."""

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from camcli.cli.progress import Progress
-from camcli.config.schema import RunConfig
 from camcli.errors import ConfigError
-from camcli.images.find import Item
 from camcli.images.libtiff import quiet_decoders
 from camcli.pipeline import painter
 from camcli.pipeline.explain import explain
 from camcli.pipeline.interrupt import Interrupt
 from camcli.pipeline.job import Job
 from camcli.pipeline.prepare import Prepared, prepare
+from camcli.pipeline.progress import Progress, Silent
 from camcli.pipeline.workers import Task, in_processes
 from camcli.records import SCHEMA_VERSION, RunReport
 from camcli.results import manifest
@@ -41,25 +38,20 @@ class Outcome:
     manifest: manifest.Manifest
 
 
-def run(config: RunConfig, items: Sequence[Item], out: Path, prepared: Prepared | None = None) -> Outcome:
-    """Explain `items` into the folder `out`, silently; raises CamcliError when the run as a whole cannot go on.
-
-    prepared: from `prepare` with the same config, to spare loading the model again for each of several folders.
-    """
-    return perform(Job(config, items, out), Progress(None), None, prepared)
-
-
-def perform(job: Job, progress: Progress, interrupt: Interrupt | None, prepared: Prepared | None = None) -> Outcome:
+def perform(
+    job: Job, progress: Progress | None = None, interrupt: Interrupt | None = None, prepared: Prepared | None = None
+) -> Outcome:
     """Do a job; raises CamcliError when the run as a whole cannot go on.
 
+    progress: is told of each image. prepared: from `prepare` with the same config, to spare loading the model again.
     interrupt: once it has an exit code, the batches that engines are at are finished, and the run ends with that code.
     """
-    started, clock = datetime.now(UTC), time.monotonic()
+    started, clock, progress = datetime.now(UTC), time.monotonic(), progress or Silent()
     with RunDir(job.out, job.suffix) as folder, quiet_decoders():
         if not job.policy.fresh:
             refuse_other_names(job.out, job.items, folder.ledger)
         ready = prepared or prepare(job.config, job.items, job.offline, _earlier(job, folder))
-        stopwatch = ready.start_clock()
+        ready.start_clock()
         settings = _settings(job, ready, started)
         recorder = Recorder(folder, settings["fingerprint"], job.policy.max_errors)
 
@@ -81,7 +73,7 @@ def perform(job: Job, progress: Progress, interrupt: Interrupt | None, prepared:
         summary = _summary(job, work, recorder, ready.precision.used, seconds, code)
         ended = manifest.closing(settings, summary, folder.ledger.entries, bool(interrupt and interrupt.exit_code))
         ended["libraries"] = manifest.libraries(folder.ledger.entries.values(), folder.earlier, settings["versions"])
-        ended["profile"] = stopwatch.rounded()
+        ended["profile"] = ready.stopwatch.rounded()
         folder.write_manifest(ended)
     return Outcome(summary, ended)
 
@@ -106,7 +98,7 @@ def _outcomes(
     if len(ready.devices) > 1 and work.todo:
         settled = ready.settled(job.config), ready.precision
         task = Task(*settled, job.out, job.suffix, settings["fingerprint"], job.offline)
-        return in_processes(task, ready.devices, work.todo, stopped, ready.engines[0].stopwatch)
+        return in_processes(task, ready.devices, work.todo, stopped, ready.stopwatch)
     return explain(job.config, ready, folder, settings["fingerprint"], work.todo, stopped)
 
 

@@ -36,8 +36,12 @@ class Stopwatch:
     """Seconds of each step, summed over threads."""
 
     def __init__(self) -> None:
-        self.seconds: dict[Step, float] = dict.fromkeys(STEPS, 0.0)
         self._lock = Lock()
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all that was measured."""
+        self.seconds: dict[Step, float] = dict.fromkeys(STEPS, 0.0)
 
     @contextmanager
     def timing(self, step: Step) -> Iterator[None]:

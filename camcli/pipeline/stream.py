@@ -22,7 +22,7 @@ from camcli.images.decode import Picture, decode, loading
 from camcli.images.find import Item, state_of
 from camcli.images.memory import Budget
 from camcli.pipeline.faults import device_lost, every_image_fails, lost, out_of_memory
-from camcli.pipeline.stopwatch import Step
+from camcli.pipeline.stopwatch import Step, Stopwatch
 from camcli.records import Failure, FileState, ImageResult
 
 R = TypeVar("R")
@@ -80,6 +80,7 @@ class Stream:
         threads: int,
         stopped: Callable[[], bool],
         budget: Budget,
+        stopwatch: Stopwatch,
         whole: bool = True,
         guard: Guard | None = None,
     ) -> None:
@@ -93,7 +94,7 @@ class Stream:
         self.whole = whole
         self.guard = guard
         self.again = redo_size(batch_size)
-        self._timing = engines[0].stopwatch.timing
+        self._timing = stopwatch.timing
         self.budget = budget
         self._explained_before: Tensor | None = None
         self._free: SimpleQueue[Engine] = SimpleQueue()

@@ -151,8 +151,8 @@ def _explained(task: Task, items: Sequence[Item], sender: Connection, halt: Even
     assert isinstance(batch_size, int), "settled before workers start"
     ready = prepare(task.config, items, task.offline, batch_size=batch_size, precision=task.precision)
     sender.send(READY)
-    stopwatch = ready.start_clock()
+    ready.start_clock()
     folder = RunDir(task.out, task.suffix)
     for outcome in explain(task.config, ready, folder, task.fingerprint, items, halt.is_set):
         sender.send(outcome)
-    return stopwatch.seconds
+    return ready.stopwatch.seconds

@@ -33,8 +33,9 @@ from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
 from camcli.engine.methods import METHODS
 from camcli.errors import MethodError
 from camcli.images.decode import Preprocess
-from camcli.models import LoadedModel, load_model
 from camcli.models.demo import SIZE
+from camcli.models.loaded import LoadedModel
+from camcli.models.source import load_model
 from camcli.records import Precision
 from tests import peers
 

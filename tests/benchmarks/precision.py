@@ -23,7 +23,8 @@ from camcli.config.schema import RunConfig
 from camcli.engine import precision
 from camcli.engine.precision import correlation
 from camcli.images.find import Item
-from camcli.pipeline.run import run
+from camcli.pipeline.job import Job
+from camcli.pipeline.run import perform
 from tests.conftest import REAL_WEIGHTS
 from tests.test_real_weights import MODELS
 
@@ -65,7 +66,7 @@ def explained(config: RunConfig, asked: str, items: Sequence[Item], out: Path) -
     look = config.overlay.model_copy(update={"size": "model"})
     config = config.model_copy(update={"runtime": runtime, "overlay": look, "maps": "npz", "report": False})
     start = time.process_time()
-    manifest = run(config, items, out).manifest
+    manifest = perform(Job(config, items, out)).manifest
     seconds = time.process_time() - start
     records = {r["id"]: r for r in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
     maps = {}

@@ -46,8 +46,9 @@ from camcli.engine.layers import TargetLayer
 from camcli.errors import ItemError
 from camcli.images.find import discover
 from camcli.images.memory import keep_freed_memory
+from camcli.pipeline.job import Job
 from camcli.pipeline.prepare import prepare
-from camcli.pipeline.run import run
+from camcli.pipeline.run import perform
 
 MODELS = {
     "resnet50": "resnet50",
@@ -262,7 +263,7 @@ def end_to_end(config: RunConfig, paths: Sequence[Path], out: Path) -> Work:
     items = discover([str(path) for path in paths])
     ready = prepare(config, items)
     print(f"{config.model.name}: {ready.precision.used}, {ready.precision.why}; batches of {ready.batch_size}")
-    return lambda: run(config, items, Path(tempfile.mkdtemp(dir=out)), ready)
+    return lambda: perform(Job(config, items, Path(tempfile.mkdtemp(dir=out))), prepared=ready)
 
 
 def decode_and_encode(paths: Sequence[Path], out: Path, threads: int) -> Work:
@@ -370,8 +371,9 @@ def resident_mib(images: int) -> float:
     code = (
         "import sys\nfrom camcli.images.memory import keep_freed_memory\nkeep_freed_memory()\n"
         "from pathlib import Path\nfrom camcli.config.file import load_config\n"
-        "from camcli.images.find import discover\nfrom camcli.pipeline.run import run\n"
-        "run(load_config(None).config, discover([sys.argv[1]]), Path(sys.argv[2]))\n"
+        "from camcli.images.find import discover\nfrom camcli.pipeline.job import Job\n"
+        "from camcli.pipeline.run import perform\n"
+        "perform(Job(load_config(None).config, discover([sys.argv[1]]), Path(sys.argv[2])))\n"
     )
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) / "in"

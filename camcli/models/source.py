@@ -1,0 +1,166 @@
+"""Model sources: each is one module here, found by its name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Literal, Protocol, cast, get_args
+
+import torch
+from torch import nn
+
+from camcli.config.schema import InputConfig, ModelConfig, Source
+from camcli.errors import CamcliError, ConfigError, ModelError
+from camcli.images.decode import Preprocess
+from camcli.models.labels import read_labels
+from camcli.models.loaded import Entry, LoadedModel
+from camcli.models.offline import no_network
+from camcli.models.weights import recognise, sha256, short
+
+SOURCES = get_args(Source)
+
+
+class ModelSource(Protocol):
+    """What a module in this package offers."""
+
+    def names(self) -> list[str]:
+        """All architectures."""
+
+    def entry(self, name: str, count_parameters: bool) -> Entry:
+        """What is known of one model; raises ConfigError for an unknown name."""
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises ConfigError or ModelError where no such model, or none with such weights, is known."""
+
+    def pretrained_file(self, config: ModelConfig, offline: bool) -> Path:
+        """The file of the published weights; raises ModelError when it cannot be had."""
+
+    def build(self, config: ModelConfig, file: Path | None) -> nn.Module:
+        """The module with the weights of `file` (None: random); raises ConfigError or ModelError."""
+
+    def preprocess(self, config: ModelConfig, module: nn.Module) -> Preprocess:
+        """What the weights were trained with."""
+
+    def labels(self, config: ModelConfig, module: nn.Module) -> tuple[str, ...] | None:
+        """The model's own labels, if it has any."""
+
+
+def list_models(pattern: str | None) -> list[Entry]:
+    """The models whose `source/name` or name fits the glob `pattern`; parameters are counted only for a pattern."""
+    found = [
+        (source, name)
+        for source in SOURCES
+        for name in model_source(source).names()
+        if pattern is None or fnmatch(name, pattern) or fnmatch(f"{source}/{name}", pattern)
+    ]
+    return [model_source(source).entry(name, pattern is not None) for source, name in found]
+
+
+def fetch(model: str, offline: bool = False) -> Path:
+    """The file of the published weights of `model` (`timm/resnet50.a1_in1k`), downloaded if need be."""
+    source, _, name = model.partition("/")
+    if source not in SOURCES or not name:
+        raise ConfigError(f"{model}: write it as source/name, such as timm/resnet50 (sources: {', '.join(SOURCES)})")
+    config = ModelConfig.model_validate(model)
+    with no_network(offline):
+        return model_source(config.source).pretrained_file(config, offline)
+
+
+def model_source(name: str) -> ModelSource:
+    """The source called `name`; imports its library."""
+    return cast(ModelSource, importlib.import_module(f"camcli.models.{name}"))
+
+
+def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) -> LoadedModel:
+    """The classifier of `config`, in eval mode and frozen, and how pictures become its input.
+
+    Random weights are the same ones each time, so that a run can be resumed.
+    Raises ConfigError for what the user can set right and ModelError for weights that cannot be had.
+    """
+    source = model_source(config.source)
+    with no_network(offline):
+        file = _weights_file(source, config, offline)
+        _check_hash(config, file)
+        module = _built(source, config, file).eval().requires_grad_(False)
+    preprocess = source.preprocess(config, module).override(inputs)
+    classes = _class_count(module, config.name, preprocess.size)
+    default: Literal["softmax", "sigmoid"] = "sigmoid" if config.source == "demo" else "softmax"
+    return LoadedModel(
+        module,
+        config.source,
+        config.name,
+        _labels(source, config, module, classes),
+        config.activation or default,
+        preprocess,
+        str(file or "none"),
+        sha256(file) if file else None,
+    )
+
+
+def _built(source: ModelSource, config: ModelConfig, file: Path | None) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            return source.build(config, file)
+        except CamcliError:
+            raise
+        except Exception as error:  # constructors raise many kinds for what they are not made for
+            raise ConfigError(
+                f"{config.source}/{config.name} cannot be built ({type(error).__name__}: {short(error)}); "
+                "check model.kwargs and model.num_classes"
+            ) from None
+
+
+def _check_hash(config: ModelConfig, file: Path | None) -> None:
+    """Before weights are read; raises ModelError where the config names others."""
+    wanted = config.weights_sha256
+    if wanted is None:
+        return
+    digest = sha256(file) if file else None
+    if digest != wanted.lower():
+        raise ModelError(f"{file or 'random weights'}: has SHA-256 {digest}, but model.weights_sha256 is {wanted}")
+
+
+def _class_count(module: nn.Module, name: str, size: tuple[int, int]) -> int:
+    """K of the logits [1,K] for one empty input; raises ConfigError when the model does not take the size."""
+    try:
+        with torch.inference_mode():
+            logits = module(torch.zeros(1, 3, *size))
+    except Exception as error:  # as above
+        raise ConfigError(
+            f"{name} does not take an input of {size[0]}x{size[1]} px ({short(error)}); set input.size, "
+            "or the size that it is built for in model.kwargs (often img_size or image_size)"
+        ) from None
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        raise ConfigError(f"{name} gives no logits of shape [batch, classes], so there is no class to explain")
+    return logits.shape[1]
+
+
+def _weights_file(source: ModelSource, config: ModelConfig, offline: bool) -> Path | None:
+    if config.weights == "none":
+        return None
+    if config.weights == "pretrained":
+        return source.pretrained_file(config, offline)
+    return weights_file(config)
+
+
+def weights_file(config: ModelConfig) -> Path:
+    """The file that `model.weights` names; raises ModelError where it is missing or no such file."""
+    file = Path(os.path.expanduser(config.weights))
+    if not file.is_file():
+        raise ModelError(f"{file}: no such weights file; model.weights is a file, `pretrained` or `none`")
+    recognise(file)
+    return file
+
+
+def _labels(source: ModelSource, config: ModelConfig, module: nn.Module, classes: int) -> tuple[str, ...]:
+    """One for each class: the user's, the model's own, or class_17."""
+    if config.labels:
+        labels = read_labels(Path(os.path.expanduser(config.labels)))
+        if len(labels) != classes:
+            raise ConfigError(f"model.labels: {config.labels} has {len(labels)} lines, the model {classes} classes")
+        return labels
+    own = source.labels(config, module) or ()
+    return own if len(own) == classes else tuple(f"class_{i}" for i in range(classes))

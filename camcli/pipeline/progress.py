@@ -1,0 +1,43 @@
+"""Who is told how far a run is."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from tqdm.auto import tqdm
+
+from camcli.records import Failure
+
+
+class Progress(Protocol):
+    """Told of each image as it is recorded."""
+
+    def begin(self, total: int, kept: int) -> None:
+        """`total` images, of which `kept` are there from an earlier run."""
+
+    def advance(self, failure: Failure | None) -> None:
+        """One more record."""
+
+
+class Silent:
+    """Says nothing."""
+
+    def begin(self, total: int, kept: int) -> None:
+        """Nothing."""
+
+    def advance(self, failure: Failure | None) -> None:
+        """Nothing."""
+
+
+class Bar:
+    """A bar in a notebook or a terminal."""
+
+    def begin(self, total: int, kept: int) -> None:
+        """Show the bar."""
+        self._bar: Any = tqdm(total=total, initial=kept, unit="image")
+
+    def advance(self, failure: Failure | None) -> None:
+        """Move it; close it at its end."""
+        self._bar.update()
+        if self._bar.n >= (self._bar.total or 0):
+            self._bar.close()
