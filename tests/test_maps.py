@@ -30,6 +30,7 @@ from camcli.engine.methods.maps import (
 )
 from camcli.errors import ItemError
 from camcli.models.loaded import LoadedModel
+from camcli.pipeline.record import image_record
 from camcli.records import Box, Heatmap, ImageResult, Precision, Prediction
 from camcli.results import report
 from tests import oracles, tuned
@@ -93,7 +94,7 @@ def test_the_record_says_why_a_map_is_empty() -> None:
     found = Heatmap("gradcam", "last", star, heat, -1.0, 0.0, empty=True, reason="no value of the map is above zero")
     result = ImageResult("x.png", "x.png", (8, 8), Box(0, 0, 8, 8), (star,), (found,))
     model = report.ModelRecord(source="test", name="net", weights_sha256=None)
-    [record] = report.image_record(result, model, "last", ["x.jpg"], [], []).heatmaps
+    [record] = image_record(result, model, "last", ["x.jpg"], [], []).heatmaps
     assert (record.empty, record.reason) == (True, "no value of the map is above zero")
 
 

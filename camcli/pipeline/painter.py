@@ -16,6 +16,7 @@ from camcli.images.decode import RGB_BYTES, Picture, loading
 from camcli.images.find import Item
 from camcli.images.geometry import Heat
 from camcli.images.memory import Budget
+from camcli.pipeline.record import image_record
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.pipeline.stream import Stream, failure
 from camcli.records import Failure, Heatmap, ImageResult
@@ -114,7 +115,7 @@ class Painter:
         files = {fitted(name): data for name, data in maps.WRITERS[self.config.maps](result).items()}
         overlays = [fitted(overlay_name(result, heatmap, look)) for heatmap in result.heatmaps]
         grids = {fitted(name): members for name, members in grid_names(result, look).items()}
-        record = report.image_record(result, self.model, self.layer, overlays, list(files), list(grids))
+        record = image_record(result, self.model, self.layer, overlays, list(files), list(grids))
         painted: list[Image.Image] = []
         for name, heatmap in zip(overlays, result.heatmaps, strict=True):
             last = heatmap is result.heatmaps[-1] and not grids

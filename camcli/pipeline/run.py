@@ -17,12 +17,12 @@ from camcli.pipeline.interrupt import Interrupt
 from camcli.pipeline.job import Job
 from camcli.pipeline.prepare import Prepared, prepare
 from camcli.pipeline.progress import Progress, Silent
+from camcli.pipeline.recorder import Recorder
 from camcli.pipeline.workers import Task, in_processes
 from camcli.records import SCHEMA_VERSION, RunReport
 from camcli.results import manifest
 from camcli.results.fingerprint import fingerprint, identity, same_wish
 from camcli.results.merge import refuse_another_run
-from camcli.results.recorder import Recorder
 from camcli.results.resume import Plan, plan, refuse_another_config, refuse_other_names, refuse_strange
 from camcli.results.rundir import RunDir
 from camcli.results.versions import versions

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from camcli.pipeline.record import failure_record
 from camcli.records import Failure
 from camcli.results import report
 from camcli.results.fingerprint import SHORT
@@ -44,6 +45,6 @@ class Recorder:
         self.seen.add(outcome.id)
         if isinstance(outcome, Failure):
             self.failures[outcome.kind] += 1
-            self.folder.append(report.to_json(report.failure_record(outcome, self.fingerprint)))
+            self.folder.append(report.to_json(failure_record(outcome, self.fingerprint)))
         else:
             self.folder.append(report.to_json(outcome))
