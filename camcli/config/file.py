@@ -66,6 +66,14 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> LoadedConfi
     return LoadedConfig(config, {".".join(map(str, place)): mark for place, mark in marks.items() if place})
 
 
+def config_of(values: Mapping[str, Any]) -> RunConfig:
+    """The config with these values, as a YAML file would have them; raises ConfigError."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_problem(detail, detail["loc"]) for detail in error.errors())) from None
+
+
 def describe(loaded: LoadedConfig) -> str:
     """The whole config as YAML, the origin of each value in a comment."""
     return "\n".join(_described(loaded.config, loaded, ""))

@@ -127,6 +127,14 @@ def loading(path: Path, preprocess: Preprocess, whole: bool, budget: Budget, mor
         yield picture
 
 
+def prepare_image(source: Path | Image.Image, preprocess: Preprocess) -> Picture:
+    """An image file, or one that is open already, with its own pixels; raises ItemError as `load_picture`."""
+    if isinstance(source, Path):
+        return load_picture(source, preprocess)
+    image = _to_rgb(_upright(source))
+    return Picture(image, image.size, *model_input(image, preprocess))
+
+
 def decode(path: Path) -> Image.Image:
     """The picture at `path` as RGB, upright; raises ItemError with stage read or decode.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from camcli.config.schema import InputConfig, ModelConfig, Source
@@ -20,6 +22,7 @@ from camcli.models.offline import no_network
 from camcli.models.weights import recognise, sha256, short
 
 SOURCES = get_args(Source)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ModelSource(Protocol):
@@ -97,6 +100,32 @@ def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) 
         str(file or "none"),
         sha256(file) if file else None,
     )
+
+
+def model_from_module(
+    module: nn.Module, preprocess: Preprocess | Mapping[str, Any] | None, labels: Sequence[str] | None
+) -> LoadedModel:
+    """A frozen classifier of one's own; raises ConfigError where its input or its labels are not known."""
+    name = type(module).__name__
+    wanted = preprocess if isinstance(preprocess, Preprocess) else _preprocess_of(module, name, preprocess)
+    classes = _class_count(module, name, wanted.size)
+    named = tuple(labels) if labels is not None else tuple(f"class_{i}" for i in range(classes))
+    if len(named) != classes:
+        raise ConfigError(f"{len(named)} labels for {classes} classes: give one for each")
+    return LoadedModel(module, "python", name, named, "softmax", wanted, "as given", None)
+
+
+def _preprocess_of(module: nn.Module, name: str, given: Mapping[str, Any] | None) -> Preprocess:
+    """What the user says on top of timm's own words about its modules, or of ImageNet's usual mean and deviation."""
+    try:
+        inputs = InputConfig.model_validate(dict(given or {}))
+    except ValidationError as error:
+        raise ConfigError(f"preprocess: {error.errors()[0]['msg']} (known: size, mean, std, …)") from None
+    if hasattr(module, "pretrained_cfg"):
+        return model_source("timm").preprocess(ModelConfig(source="timm", name=name), module).override(inputs)
+    if inputs.size is None:
+        raise ConfigError(f"{name}: give preprocess={{'size': 224}}, with mean and std if they are not ImageNet's")
+    return Preprocess(inputs.size, inputs.size, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "center").override(inputs)
 
 
 def _built(source: ModelSource, config: ModelConfig, file: Path | None) -> nn.Module:

@@ -119,6 +119,11 @@ _RECORD: TypeAdapter[ImageRecord | FailureRecord] = TypeAdapter(
 )
 
 
+def parse(line: bytes | str) -> ImageRecord | FailureRecord:
+    """A line of results.jsonl; raises pydantic's ValidationError for what camcli did not write."""
+    return _RECORD.validate_json(line)
+
+
 def json_schema() -> dict[str, Any]:
     """JSON Schema of `reports/<id>.json` and of each line of `results.jsonl`."""
     return {"$schema": _SCHEMA_URL, "title": "camcli report", **_RECORD.json_schema(mode="serialization")}

@@ -5,6 +5,9 @@ from camcli.engine.methods import gradient as gradient
 from camcli.engine.methods import perturbation as perturbation
 from camcli.engine.methods import pixel as pixel
 from camcli.engine.methods.table import listed
-from camcli.engine.methods.view import METHODS, Batch, LayerView, Method
+from camcli.engine.methods.view import METHODS, Batch, LayerView, Method, load_plugins
+from camcli.engine.methods.view import layer_method as register_method
 
-__all__ = ["METHODS", "Batch", "LayerView", "Method", "listed"]
+__all__ = ["METHODS", "Batch", "LayerView", "Method", "listed", "register_method"]
+
+load_plugins()

@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from camcli.config.schema import OptionsConfig
+from camcli.errors import MethodError
 from camcli.registry import Registry
 
 if TYPE_CHECKING:
@@ -224,6 +226,19 @@ def pixel_method(
         return compute
 
     return decorate
+
+
+def load_plugins() -> None:
+    """Import what other packages name under the entry point `camcli.methods`; each import registers its methods.
+
+    Raises MethodError for one that cannot be imported.
+    """
+    for plugin in entry_points(group="camcli.methods"):
+        try:
+            plugin.load()
+        except Exception as error:  # other people's code raises many kinds
+            reason = f"{type(error).__name__}: {error}"
+            raise MethodError(f"entry point camcli.methods {plugin.value!r} cannot be loaded: {reason}") from None
 
 
 def _formula(compute: Callable[..., Tensor]) -> str:

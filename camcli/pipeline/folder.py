@@ -1,0 +1,43 @@
+"""A run for Python callers: the same folder that `camcli run` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from camcli.config.file import config_of, load_config
+from camcli.config.schema import RunConfig
+from camcli.images.find import asked, by_extension, discover
+from camcli.pipeline.job import Job
+from camcli.pipeline.progress import Bar, Progress, Silent
+from camcli.pipeline.run import perform
+from camcli.results.run import Run, open_run
+
+
+def run(
+    config: RunConfig | str | Path,
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    progress: Progress | bool = False,
+) -> Run:
+    """Explain images into the run folder `out`, as `camcli run` does; what is there already is kept.
+
+    config: a RunConfig, a YAML file, or the name of a model. inputs: files, folders and globs.
+    progress: True for a bar, or who is told of each image.
+    Raises CamcliError when the run as a whole cannot go on; an image that fails is among the run's failures.
+    """
+    names = [str(name) for name in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
+    others: set[str] = set()
+    items = discover(names, out=Path(out), others=others)
+    words = asked(names, None, None, None)
+    job = Job(_config(config), items, Path(out), asked=words, skipped_files=by_extension(others))
+    perform(job, (Bar() if progress else Silent()) if isinstance(progress, bool) else progress)
+    return open_run(out)
+
+
+def _config(config: RunConfig | str | Path) -> RunConfig:
+    if isinstance(config, RunConfig):
+        return config
+    if isinstance(config, str) and not config.endswith((".yaml", ".yml")):
+        return config_of({"model": config})
+    return load_config(Path(config)).config
