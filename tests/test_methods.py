@@ -329,7 +329,7 @@ def top(probabilities: NDArray[np.float32]) -> list[int]:
 
 
 def test_the_table_in_the_readme_is_that_of_the_registry() -> None:
-    text = (REPO / "README.md").read_text(encoding="utf-8")
+    text = (REPO / "camcli" / "engine" / "methods" / "README.md").read_text(encoding="utf-8")
     assert text.partition("<!-- methods -->")[2].partition("<!-- /methods -->")[0].strip() == markdown()
 
 
