@@ -1,6 +1,6 @@
 """Every error that camcli raises on purpose, and the exit code that each one means.
 
-    CamcliError            3   something outside the pictures stops the run
+    CamcliError            3   something outside the images stops the run
     ├── ConfigError        2   a config file, an override or an option is wrong
     │   ├── LayerError     2   no usable target layer, or the one asked for does not serve
     │   └── MethodError    2   a method does not serve for this model, layer or setting
@@ -12,7 +12,7 @@
     ├── OutputError        3   the output folder cannot be written
     ├── LockedError       75   another run holds the output folder
     ├── InternalError     70   camcli itself broke; a log has the traceback
-    └── ItemError          -   one picture failed: a record in the report, never the end of a run
+    └── ItemError          -   one image failed: a record in the report, never the end of a run
 
 A message names the thing, the reason and the next step.
 """
@@ -55,7 +55,7 @@ class DeviceError(CamcliError):
 
 
 class NoInputsError(CamcliError):
-    """No picture was found in what the user named."""
+    """No image was found in what the user named."""
 
     exit_code = 5
 
@@ -83,7 +83,7 @@ class InternalError(CamcliError):
 
 
 class ItemError(Exception):
-    """One picture failed at `stage`; the run goes on."""
+    """One image failed at `stage`; the run goes on."""
 
     def __init__(self, stage: Stage, kind: str, message: str) -> None:
         super().__init__(message)

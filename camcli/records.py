@@ -18,7 +18,7 @@ PRODUCTS = ("overlays", "reports", "maps")
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle in pixels of the original picture; it may leave the picture when the input was padded."""
+    """A rectangle in pixels of the original image; it may leave the image when the input was padded."""
 
     x0: float
     y0: float
@@ -36,7 +36,7 @@ class Box:
         return self.y1 - self.y0
 
     def clip(self, width: int, height: int) -> Box:
-        """The part of this box that lies inside a picture of `width` x `height` pixels."""
+        """The part of this box that lies inside an image of `width` x `height` pixels."""
         return Box(max(self.x0, 0.0), max(self.y0, 0.0), min(self.x1, width), min(self.y1, height))
 
 
@@ -84,7 +84,7 @@ class Heatmap:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """All that was found for one picture; size is (width, height) in pixels after EXIF orientation.
+    """All that was found for one image; size is (width, height) in pixels after EXIF orientation.
 
     precision: of the forward pass that these numbers come from.
     """
@@ -101,7 +101,7 @@ class ImageResult:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One picture that could not be explained, and why; kind is the name of the error class."""
+    """One image that could not be explained, and why; kind is the name of the error class."""
 
     id: str
     source: str
@@ -113,11 +113,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """How a run ended: done, failed and skipped add up to its pictures; kept of them are from an earlier run.
+    """How a run ended: done, failed and skipped add up to its images; kept of them are from an earlier run.
 
-    vanished: pictures of an earlier run whose files are gone. foreign: records that were made with another config.
+    vanished: images of an earlier run whose files are gone. foreign: records that were made with another config.
     without_evidence: how many of `done` have little to see, by what they lack (`manifest.without_evidence`).
-    redone: pictures of a run in 16 bits that were explained again in fp32.
+    redone: images of a run in 16 bits that were explained again in fp32.
     skipped_files: files in the folders that were passed over, by their extension.
     """
 

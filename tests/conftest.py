@@ -1,4 +1,4 @@
-"""Shared fixtures: the command in this process, tiny models with known answers, generated pictures."""
+"""Shared fixtures: the command in this process, tiny models with known answers, generated images."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def driver() -> Iterator[Driver]:
 
 
 class RedDetector(nn.Module):
-    """Class 0 is red, class 1 is blue: a stride-4 colour difference, averaged over the picture."""
+    """Class 0 is red, class 1 is blue: a stride-4 colour difference, averaged over the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,8 +99,8 @@ def loaded(module: nn.Module, preprocess: Preprocess | None = None, classes: int
     return LoadedModel(frozen, "test", "tiny", labels, "softmax", preprocess or plain, "none", None)
 
 
-def save_picture(path: Path, width: int, height: int, seed: int = 0) -> Path:
-    """A smooth random RGB picture."""
+def save_image(path: Path, width: int, height: int, seed: int = 0) -> Path:
+    """A smooth random RGB image."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""A folder of pictures good and bad, each with what must become of it.
+"""A folder of images good and bad, each with what must become of it.
 
-Every good colour picture shows a red square in its upper left quarter on blue ground, so the right heatmap is known.
+Every good colour image shows a red square in its upper left quarter on blue ground, so the right heatmap is known.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def deep_tiff(pixels: NDArray[np.uint16]) -> bytes:
 
 
 def good_kinds() -> dict[str, tuple[bytes, Fate]]:
-    """One of each kind of file that is a picture."""
+    """One of each kind of file that is an image."""
     image, other, red = scene(), scene(mirrored=True), Fate()
     wide = np.asarray(image, dtype=np.uint16) * 257
     palette = image.quantize(8)
@@ -157,7 +157,7 @@ def upright_kinds() -> dict[str, tuple[bytes, Fate]]:
 
 
 def bad_kinds() -> dict[str, tuple[bytes, Fate]]:
-    """Files that are no picture, or not the whole of one."""
+    """Files that are no image, or not the whole of one."""
     unknown = Fate(stage="decode", kinds=("UnidentifiedImageError",))
     bomb = Fate(stage="decode", kinds=("DecompressionBombError",))
     broken = Fate(stage="decode", kinds=("OSError", "UnidentifiedImageError", "SyntaxError", "ValueError", "EOFError"))
@@ -167,7 +167,7 @@ def bad_kinds() -> dict[str, tuple[bytes, Fate]]:
         "empty.jpg": (b"", Fate(stage="read", kinds=("EmptyFile",))),
         "one-byte.png": (b"\x89", unknown),
         "zeros.jpg": (bytes(5000), unknown),
-        "text.jpg": (b"no picture\n" * 50, unknown),
+        "text.jpg": (b"no image\n" * 50, unknown),
         "page.jpg": (b"<!DOCTYPE html><html><body>404</body></html>", unknown),
         "drawing.png": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', unknown),
         "postscript.jpg": (encoded(scene(), "EPS"), unknown),

@@ -1,4 +1,4 @@
-"""Mutated files of every format through the decoder: a picture or an ItemError, soon, and never anything else.
+"""Mutated files of every format through the decoder: an image or an ItemError, soon, and never anything else.
 
 python -m tests.fuzz_decode --seconds 300
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from camcli.errors import ItemError
 from camcli.images import libtiff
-from camcli.images.decode import Preprocess, load_picture
+from camcli.images.decode import Preprocess, load_image
 from tests.corpus import good_kinds, upright_kinds
 
 SLOW_SECONDS = 10.0
@@ -51,7 +51,7 @@ def fate(path: Path) -> str:
     """`done`, the kind of the ItemError, or `SLOW`; any other exception is a finding and passes."""
     clock = time.monotonic()
     try:
-        load_picture(path, PREPROCESS)
+        load_image(path, PREPROCESS)
         ended = "done"
     except ItemError as error:
         ended = error.kind
@@ -81,7 +81,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.filterwarnings("error", module=r"camcli\.")
-    libtiff.hush()
+    libtiff.silence()
     place = Path(tempfile.mkdtemp(prefix="fuzz-"))
     fates = fuzz(args.seconds, args.seed, place)
     print(f"{fates.total()} files, {fates['SLOW']} of them slow, in {place}")

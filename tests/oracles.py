@@ -140,7 +140,7 @@ def full_gradient(module: nn.Module, reshape: Reshape | None, x: Tensor, target:
 
 
 def bias_part(child: nn.Module, output: Tensor, reshape: Reshape | None, batch: int) -> Tensor | None:
-    """bias * gradient as [B,C,h,w] where that is a grid over the picture."""
+    """bias * gradient as [B,C,h,w] where that is a grid over the image."""
     bias, gradient = child.bias, output.grad
     if not isinstance(bias, Tensor) or gradient is None:
         return None
@@ -159,9 +159,9 @@ def bias_part(child: nn.Module, output: Tensor, reshape: Reshape | None, batch: 
 
 def _channel_sum(part: Tensor, side: int) -> Tensor:
     maps = []
-    for picture in part:
+    for image in part:
         total = torch.zeros(side, side)
-        for channel in picture:
+        for channel in image:
             span = channel.max() - channel.min()
             unit = (channel - channel.min()) / span if span > 1e-6 * channel.max() else torch.zeros_like(channel)
             total += F.interpolate(unit[None, None], (side, side), mode="bilinear")[0, 0]

@@ -3,7 +3,7 @@
     python -m tests.parity                    the whole matrix, some minutes
     python -m tests.parity vgg16 scorecam     some networks, some methods
 
-Each figure is the lowest correlation over two pictures (one for scorecam and ablationcam). `=` marks a naive
+Each figure is the lowest correlation over two images (one for scorecam and ablationcam). `=` marks a naive
 definition in the place of a package that computes something else there (tests/test_parity.py shows each such defect),
 and `-` a method that does not apply.
 """
@@ -37,7 +37,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Case:
-    """A built network, two pictures, and a class of which both have a positive logit."""
+    """A built network, two images, and a class of which both have a positive logit."""
 
     net: Net
     module: nn.Module
@@ -78,9 +78,9 @@ class Case:
         """Our raw maps as the method gives them, [B,h,w] or [B,C,h,w]."""
         engine = self.engine(name, **options)
         done = engine.forward(self.x)
-        aims = torch.zeros_like(done.logits.detach())
-        aims[:, target] = 1
-        [raw] = METHODS.get(name).compute(*engine.views(done, aims))
+        target_weights = torch.zeros_like(done.logits.detach())
+        target_weights[:, target] = 1
+        [raw] = METHODS.get(name).compute(*engine.views(done, target_weights))
         return raw
 
     def engine(self, *names: str, **options: int) -> Engine:
@@ -94,7 +94,7 @@ class Case:
 
 
 def agreement(case: Case, name: str) -> tuple[float, str]:
-    """(lowest correlation over the pictures, mark of the oracle)."""
+    """(lowest correlation over the images, mark of the oracle)."""
     side = case.net.side
     if name in COSTLY:
         case = replace(case, x=case.x[:1])
@@ -164,10 +164,10 @@ def _smoothgrad(case: Case) -> tuple[Array, str]:
     noise = torch.Generator().manual_seed(0)
     samples = [torch.randn(case.x.shape[1:], generator=noise) for _ in range(16)]
     maps = []
-    for picture in case.x:
-        total = torch.zeros_like(picture)
+    for image in case.x:
+        total = torch.zeros_like(image)
         for sample in samples:
-            x = (picture + 0.15 * (picture.max() - picture.min()) * sample).requires_grad_()
+            x = (image + 0.15 * (image.max() - image.min()) * sample).requires_grad_()
             total += torch.autograd.grad(case.module(x[None])[0, case.target], x)[0]
         found = (total / 16).abs().sum(0)
         maps.append(found.clamp_max(float(np.percentile(found.numpy(), 99))))

@@ -23,7 +23,7 @@ from camcli.images.find import discover
 from camcli.pipeline.job import Job, settled
 from camcli.pipeline.run import perform
 from camcli.records import Failure
-from tests.conftest import save_picture
+from tests.conftest import save_image
 from tests.corpus import bad_kinds
 
 BAD_SHARE = 0.03
@@ -96,9 +96,9 @@ def soak(images: int, place: Path) -> Figures:
 
 
 def fill(folder: Path, images: int) -> int:
-    """Links to a few pictures and a few bad files under many names; how many are bad."""
+    """Links to a few images and a few bad files under many names; how many are bad."""
     folder.mkdir()
-    good = [save_picture(folder.parent / "good" / f"{i}.jpg", 100 + i, 80, i) for i in range(DISTINCT)]
+    good = [save_image(folder.parent / "good" / f"{i}.jpg", 100 + i, 80, i) for i in range(DISTINCT)]
     broken = []
     for number, (data, _) in enumerate(bad_kinds().values()):
         broken.append(folder.parent / f"broken{number}")

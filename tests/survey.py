@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from camcli.config.schema import ModelConfig
 from camcli.engine.layers import Tap, TargetLayer, resolve_layer
 from camcli.engine.layers.awake import awake
-from camcli.engine.layers.probe import pictures
+from camcli.engine.layers.probe import images
 from camcli.engine.layers.trace import Place, undisturbed, visiting
 from camcli.engine.tap import cut
 from camcli.errors import CamcliError
@@ -86,7 +86,7 @@ def build(source: str, name: str) -> tuple[nn.Module, tuple[int, int]]:
 def classifies(module: nn.Module, size: tuple[int, int]) -> bool:
     """The module returns [1, K] with K above 1."""
     with torch.no_grad():
-        logits = module(pictures(module, size, 1))
+        logits = module(images(module, size, 1))
     return isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] > 1
 
 
@@ -102,8 +102,8 @@ def described(layer: TargetLayer) -> tuple[str, str, str, str]:
 def gradient_error(module: nn.Module, size: tuple[int, int], layer: TargetLayer) -> float:
     """Largest relative error, over the taps, of the engine's Grad-CAM against that of a full backward."""
     with undisturbed(module):
-        module = awake(module, pictures(module, size))
-        inputs = pictures(module, size, 1)
+        module = awake(module, images(module, size))
+        inputs = images(module, size, 1)
         pairs = zip(
             cams_of_cut(module, inputs, layer.taps), cams_of_full_backward(module, inputs, layer.taps), strict=True
         )
@@ -119,7 +119,7 @@ def cams_of_cut(module: nn.Module, inputs: Tensor, taps: Sequence[Tap]) -> list[
 
 
 def cams_of_full_backward(module: nn.Module, inputs: Tensor, taps: Sequence[Tap]) -> list[Tensor]:
-    """The same by an ordinary backward pass down to the picture."""
+    """The same by an ordinary backward pass down to the image."""
     wanted = {Place(tap.path, tap.call, tap.item): tap for tap in taps}
     seen: dict[Tap, tuple[torch.autograd.graph.GradientEdge, Tensor]] = {}
 

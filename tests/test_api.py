@@ -19,7 +19,7 @@ from torch import nn
 
 import camcli
 from camcli.pipeline import explainer
-from tests.conftest import PHOTOS, REPO, SHAPES, RedDetector, save_picture
+from tests.conftest import PHOTOS, REPO, SHAPES, RedDetector, save_image
 
 STAR = SHAPES / "12-star.png"
 SMALL = {"size": 64, "mean": [0, 0, 0], "std": [1, 1, 1]}
@@ -113,7 +113,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
 def test_no_thread_is_left_behind(tmp_path: Path) -> None:
     before = set(threading.enumerate())
-    camcli.explain([save_picture(tmp_path / f"{i}.png", 40, 30, i) for i in range(3)], batch_size=2, progress=True)
+    camcli.explain([save_image(tmp_path / f"{i}.png", 40, 30, i) for i in range(3)], batch_size=2, progress=True)
     assert set(threading.enumerate()) == before
 
 

@@ -52,7 +52,7 @@ def test_the_command_finds_concepts_that_raise_the_shapes(camcli: Callable[..., 
     (tmp_path / "in").mkdir()
     for file in sorted(SHAPES.glob("*"))[:6]:
         Image.open(file).convert("RGB").save(tmp_path / "in" / f"{file.stem}.png")
-    (tmp_path / "in" / "broken.png").write_bytes(b"not a picture")
+    (tmp_path / "in" / "broken.png").write_bytes(b"not an image")
     ended = camcli("dff", tmp_path / "in", "--out", tmp_path / "out", "-k", 3, "--json")
     assert ended.code == 1
     found = json.loads(ended.out)
@@ -73,6 +73,6 @@ def test_the_command_finds_concepts_that_raise_the_shapes(camcli: Callable[..., 
 
 
 def test_nothing_readable_is_an_error(camcli: Callable[..., Ended], tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     ended = camcli("dff", tmp_path, "--out", tmp_path / "out")
     assert (ended.code, "nothing to factorise" in ended.err) == (5, True)

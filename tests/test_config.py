@@ -283,7 +283,7 @@ def test_check_with_load_finds_the_rest(camcli: Callable[..., Ended], tmp_path: 
     for text, sentence in (
         ("targets: [dog]\n", "the model has no class 'dog'"),
         ("layer: layer5\n", "layer5"),
-        ("runtime: {device: 'cuda:99'}\n", "runtime.device: 'cuda:99' is not to be had here"),
+        ("runtime: {device: 'cuda:99'}\n", "runtime.device: 'cuda:99' is not available here"),
         ("targets: {contrast: [1, 1]}\n", "twice the same class"),
     ):
         assert checked(camcli, path, model + text).code == 0

@@ -19,7 +19,7 @@ from camcli.images.decode import Preprocess, decode
 from camcli.images.find import discover
 from tests.conftest import Ended, RedDetector, loaded
 from tests.corpus import HEIGHT, WIDTH, Corpus, build, encoded, good_kinds
-from tests.test_resume import pictures
+from tests.test_resume import images
 from tests.test_run import TINY, lines
 
 Camcli = Callable[..., Ended]
@@ -27,7 +27,7 @@ Camcli = Callable[..., Ended]
 
 @pytest.fixture
 def red(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model is one that knows red from blue, and sees the whole of each picture."""
+    """The model is one that knows red from blue, and sees the whole of each image."""
     whole = Preprocess((64, 64), (64, 64), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", "squash")
     monkeypatch.setattr("camcli.pipeline.prepare.load_model", lambda *_: loaded(RedDetector(), whole))
 
@@ -117,18 +117,18 @@ def decode_plain(folder: Path) -> Image.Image:
     return decode(folder / "plain.png")
 
 
-def test_a_picture_near_the_limit_is_explained_without_a_word(
+def test_a_image_near_the_limit_is_explained_without_a_word(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 60 * 50 - 1)
-    ended = camcli("run", pictures(tmp_path / "in", 1), "--out", tmp_path / "out", *TINY)
+    ended = camcli("run", images(tmp_path / "in", 1), "--out", tmp_path / "out", *TINY)
     assert (ended.code, "Warning" in ended.err) == (0, False), ended.err
 
 
-def test_a_large_picture_is_read_again_for_its_overlay(
+def test_a_large_image_is_read_again_for_its_overlay(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = pictures(tmp_path / "in", 3)
+    folder = images(tmp_path / "in", 3)
     assert camcli("run", folder, "--out", tmp_path / "kept", *TINY).code == 0
     monkeypatch.setattr("camcli.images.memory.Budget.keep", lambda self, size: size == 0)
     assert camcli("run", folder, "--out", tmp_path / "again", *TINY).code == 0
@@ -136,10 +136,10 @@ def test_a_large_picture_is_read_again_for_its_overlay(
         assert path.read_bytes() == (tmp_path / "again" / "overlays" / path.name).read_bytes()
 
 
-def test_a_picture_that_changes_while_it_is_read_is_a_failure(
+def test_a_image_that_changes_while_it_is_read_is_a_failure(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = pictures(tmp_path / "in", 1)
+    folder = images(tmp_path / "in", 1)
     monkeypatch.setattr("camcli.images.memory.Budget.keep", lambda self, size: size == 0)
     real = Engine.explain
 
@@ -153,8 +153,8 @@ def test_a_picture_that_changes_while_it_is_read_is_a_failure(
     assert (record["stage"], record["kind"]) == ("read", "Changed")
 
 
-def test_a_format_too_small_for_a_picture_is_a_failure_of_that_picture(camcli: Camcli, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "in", 2)
+def test_a_format_too_small_for_a_image_is_a_failure_of_that_image(camcli: Camcli, tmp_path: Path) -> None:
+    folder = images(tmp_path / "in", 2)
     (folder / "long.png").write_bytes(encoded(Image.new("RGB", (30_000, 2), "blue"), "PNG"))
     assert camcli("run", folder, "--out", tmp_path / "out", *TINY, "-s", "overlay.format=webp").code == 1
     assert [(r["id"], r.get("stage")) for r in lines(tmp_path / "out")] == [
@@ -165,7 +165,7 @@ def test_a_format_too_small_for_a_picture_is_a_failure_of_that_picture(camcli: C
 
 
 def test_vanished_files_are_failures(camcli: Camcli, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "in", 2)
+    folder = images(tmp_path / "in", 2)
     (tmp_path / "list.txt").write_text(f"{folder}/00.jpg\n{folder}/gone.jpg\n{folder}/01.png\n")
     words = ("run", f"@{tmp_path}/list.txt", "--root", folder, "--out", tmp_path / "out", *TINY)
     assert camcli(*words).code == 1
@@ -175,7 +175,7 @@ def test_vanished_files_are_failures(camcli: Camcli, tmp_path: Path) -> None:
 
 def test_files_that_may_not_be_read_are_failures() -> None:
     with tempfile.TemporaryDirectory() as place:
-        folder = pictures(Path(place), 2)
+        folder = images(Path(place), 2)
         (folder / "closed").mkdir()
         for name, mode in ((".", 0o755), ("01.png", 0), ("closed", 0)):
             (folder / name).chmod(mode)

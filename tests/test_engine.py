@@ -136,7 +136,7 @@ def test_the_backbone_leaves_nothing_for_backward() -> None:
     assert tail < (kept_bytes - tail) / 50
 
 
-def test_a_batch_gives_what_its_pictures_give_one_by_one() -> None:
+def test_a_batch_gives_what_its_images_give_one_by_one() -> None:
     torch.manual_seed(0)
     model = loaded(timm.create_model("test_resnet", num_classes=5), classes=5)
     engine = Engine(model, [resolve_layer(model.module, (64, 64))], [GRADCAM])
@@ -151,7 +151,7 @@ def test_a_batch_gives_what_its_pictures_give_one_by_one() -> None:
             assert a.target.logit == pytest.approx(b.target.logit, abs=1e-5)
 
 
-def test_each_picture_has_its_own_targets() -> None:
+def test_each_image_has_its_own_targets() -> None:
     torch.manual_seed(0)
     model = loaded(timm.create_model("test_resnet", num_classes=5), classes=5)
     engine = Engine(model, [resolve_layer(model.module, (64, 64))], [GRADCAM])
@@ -199,7 +199,7 @@ def test_several_layers_are_averaged_at_the_finest_resolution() -> None:
 
 
 class NanFor(nn.Module):
-    """Logits are NaN for pictures with a white first pixel."""
+    """Logits are NaN for images with a white first pixel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class NanFor(nn.Module):
         return torch.where((x[:, 0, 0, 0] == 1)[:, None], torch.nan, logits)
 
 
-def test_a_picture_with_nan_logits_is_an_error_of_its_own() -> None:
+def test_a_image_with_nan_logits_is_an_error_of_its_own() -> None:
     engine = Engine(loaded(NanFor()), [layer_of("conv")], [GRADCAM])
     batch = pixels(3).clamp(max=200)
     batch[1, 0, 0] = 255

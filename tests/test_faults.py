@@ -18,13 +18,13 @@ from PIL import Image
 from camcli.config.file import load_config
 from camcli.engine.batch_size import even_batches
 from camcli.engine.engine import Engine
-from camcli.images.decode import load_picture
+from camcli.images.decode import load_image
 from camcli.images.find import Item
 from camcli.models.source import load_model
 from camcli.pipeline.stream import Stream
 from camcli.results import storage
-from tests.conftest import Ended, save_picture
-from tests.test_resume import SMALL, contents, pictures
+from tests.conftest import Ended, save_image
+from tests.test_resume import SMALL, contents, images
 from tests.test_run import TINY, lines, manifest
 
 Camcli = Callable[..., Ended]
@@ -45,7 +45,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_stops_the_run_and_the_next_one_completes_it(
     camcli: Camcli, small_disk: Path, tmp_path: Path
 ) -> None:
-    folder, out = pictures(tmp_path / "in", 40), small_disk / "out"
+    folder, out = images(tmp_path / "in", 40), small_disk / "out"
     words = ("run", folder, *SMALL, "--out")
     ended = camcli(*words, out)
     assert ended.code == 3
@@ -66,7 +66,7 @@ def test_a_full_disk_stops_the_run_and_the_next_one_completes_it(
 
 def test_a_read_only_disk_is_fatal(camcli: Camcli, small_disk: Path, tmp_path: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    ended = camcli("run", pictures(tmp_path / "in", 1), "--out", small_disk / "out", *TINY)
+    ended = camcli("run", images(tmp_path / "in", 1), "--out", small_disk / "out", *TINY)
     assert ended.code == 3
     assert "Read-only file system" in ended.err
 
@@ -75,7 +75,7 @@ def test_a_read_only_disk_is_fatal(camcli: Camcli, small_disk: Path, tmp_path: P
 def test_a_disk_that_fails_midway_stops_the_run(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    folder, out = pictures(tmp_path / "in", 12), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 12), tmp_path / "out"
     real = storage.write_atomic
 
     def failing(path: Path, *words: Any, **more: Any) -> None:
@@ -96,7 +96,7 @@ def test_a_disk_that_fails_midway_stops_the_run(
 def test_records_stay_whole_when_their_disk_fails(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, out = pictures(tmp_path / "in", 6), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 6), tmp_path / "out"
 
     def torn(number: int, data: bytes) -> None:
         os.write(number, data[:100])
@@ -131,7 +131,7 @@ def test_a_file_system_that_cannot_sync_a_folder_is_written_to(
     storage.write_atomic(tmp_path / "file", b"whole", sync=True)
     assert (tmp_path / "file").read_bytes() == b"whole"
     assert len(asked) == 2  # the file and its folder
-    assert camcli("run", pictures(tmp_path / "in", 2), *SMALL, "--out", tmp_path / "out").code == 0
+    assert camcli("run", images(tmp_path / "in", 2), *SMALL, "--out", tmp_path / "out").code == 0
     assert len(lines(tmp_path / "out")) == 2
 
 
@@ -142,7 +142,7 @@ def test_a_folder_that_fails_to_sync_is_an_error(tmp_path: Path, monkeypatch: py
 
 
 def test_one_file_that_cannot_be_written_is_one_failure(camcli: Camcli, tmp_path: Path) -> None:
-    folder, out = pictures(tmp_path / "in", 3), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 3), tmp_path / "out"
     (out / "reports" / "01.png.json").mkdir(parents=True)
     assert camcli("run", folder, "--out", out, *TINY).code == 1
     assert {r["id"]: r.get("kind") for r in lines(out)} == {
@@ -153,7 +153,7 @@ def test_one_file_that_cannot_be_written_is_one_failure(camcli: Camcli, tmp_path
 
 
 def test_output_inside_input_is_never_input(camcli: Camcli, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "in", 3)
+    folder = images(tmp_path / "in", 3)
     for out in (folder / "out", folder):
         words = ("run", folder, "--out", out, *TINY)
         assert camcli(*words).code == 0
@@ -198,7 +198,7 @@ def test_out_of_memory_halves_the_batch(
             raise error
 
     failing_engine(monkeypatch, fail)
-    folder = pictures(tmp_path / "in", 16)
+    folder = images(tmp_path / "in", 16)
     words = (*TINY, "-s", "runtime.batch_size=8", "-s", "runtime.threads=1")
     assert camcli("run", folder, "--out", tmp_path / "out", *words).code == 0
     assert sizes == [8, 4, *[2] * 8]
@@ -229,7 +229,7 @@ def test_batches_are_the_same_whenever_memory_runs_out(
     failing_engine(monkeypatch, fail)
     monkeypatch.setattr(Stream, "_load", late)
     words = (*TINY, "-s", "runtime.batch_size=8", "-s", "runtime.threads=1")
-    assert camcli("run", pictures(tmp_path / "in", 16), "--out", tmp_path / "out", *words).code == 0
+    assert camcli("run", images(tmp_path / "in", 16), "--out", tmp_path / "out", *words).code == 0
     assert sizes == [8, 4, *[2] * 8]
 
 
@@ -241,7 +241,7 @@ def test_out_of_memory_on_two_cores_loses_and_repeats_nothing(
             raise MemoryError
 
     failing_engine(monkeypatch, fail)
-    folder = pictures(tmp_path / "in", 30)
+    folder = images(tmp_path / "in", 30)
     words = (*TINY, "-s", "runtime.batch_size=8", "-s", "runtime.threads=2")
     assert camcli("run", folder, "--out", tmp_path / "out", *words).code == 0
     assert [record["id"] for record in lines(tmp_path / "out")] == sorted(path.name for path in folder.iterdir())
@@ -266,8 +266,8 @@ def lost_device() -> Exception:
 def test_what_fails_every_image_ends_the_run_and_is_recorded_for_none(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str, works_for: int
 ) -> None:
-    folder, out = pictures(tmp_path / "in", 12), tmp_path / "out"
-    (folder / "05.png").write_text("no picture")
+    folder, out = images(tmp_path / "in", 12), tmp_path / "out"
+    (folder / "05.png").write_text("no image")
     calls = []
 
     def fail(pixels: torch.Tensor) -> None:
@@ -290,7 +290,7 @@ def test_weights_that_answer_nan_for_every_image_end_the_run(
 ) -> None:
     real = Engine.network
     monkeypatch.setattr(Engine, "network", lambda *words: real(*words) * float("nan"))
-    ended = camcli("run", pictures(tmp_path / "in", 6), "--out", tmp_path / "out", *SMALL)
+    ended = camcli("run", images(tmp_path / "in", 6), "--out", tmp_path / "out", *SMALL)
     assert (ended.code, "fails for every image: NotFinite" in ended.err) == (3, True), ended.err
     assert lines(tmp_path / "out") == []
 
@@ -304,7 +304,7 @@ def test_whole_batches_of_images_to_blame_are_their_own_failures(
     for i in range(12):
         Image.new("RGB", (64, 64)).save(folder / f"{i:02}.png")
     for i in range(good):
-        save_picture(folder / f"{i:02}.png", 64, 64, i)
+        save_image(folder / f"{i:02}.png", 64, 64, i)
 
     def fail(pixels: torch.Tensor) -> None:
         if any(not p.any() for p in pixels):
@@ -317,12 +317,12 @@ def test_whole_batches_of_images_to_blame_are_their_own_failures(
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, AssertionError])
-def test_an_error_of_the_model_is_the_failure_of_the_picture_that_causes_it(
+def test_an_error_of_the_model_is_the_failure_of_the_image_that_causes_it(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
-    folder = pictures(tmp_path / "in", 6)
+    folder = images(tmp_path / "in", 6)
     config = load_config(None, [word for word in TINY if word != "-s"]).config
-    culprit = load_picture(folder / "03.jpg", load_model(config.model, config.input).preprocess).input
+    culprit = load_image(folder / "03.jpg", load_model(config.model, config.input).preprocess).input
 
     def fail(pixels: torch.Tensor) -> None:
         if any(bool((p == torch.from_numpy(culprit)).all()) for p in pixels):
@@ -334,7 +334,7 @@ def test_an_error_of_the_model_is_the_failure_of_the_picture_that_causes_it(
     assert failed == [("03.jpg", "forward", kind.__name__, "no such index")]
 
 
-def test_a_model_that_answers_nan_is_recorded_for_that_picture(
+def test_a_model_that_answers_nan_is_recorded_for_that_image(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = load_model
@@ -353,7 +353,7 @@ def test_a_model_that_answers_nan_is_recorded_for_that_picture(
 
     monkeypatch.setattr("camcli.pipeline.prepare.load_model", poisoned)
     words = (*TINY, "-s", "layer=layer4", "-s", "runtime.batch_size=4", "-s", "runtime.threads=1")
-    assert camcli("run", pictures(tmp_path / "in", 4), "--out", tmp_path / "out", *words).code == 1
+    assert camcli("run", images(tmp_path / "in", 4), "--out", tmp_path / "out", *words).code == 1
     assert {r["id"]: r.get("kind") for r in lines(tmp_path / "out")} == {
         "00.jpg": None,
         "01.png": None,
@@ -366,9 +366,9 @@ def test_a_model_that_answers_nan_is_recorded_for_that_picture(
     ("words", "at_most"), [(("--fail-fast",), 1), (("--max-errors", "3"), 4), (("--max-errors", "10%"), 7)]
 )
 def test_too_many_errors_stop_the_run(camcli: Camcli, tmp_path: Path, words: tuple[str, ...], at_most: int) -> None:
-    folder, out = pictures(tmp_path / "in", 10), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 10), tmp_path / "out"
     for i in range(50):
-        (folder / f"b{i}.jpg").write_text("no picture")
+        (folder / f"b{i}.jpg").write_text("no image")
     one = (*TINY, "-s", "runtime.batch_size=1", "-s", "runtime.threads=1")
     ended = camcli("run", folder, "--out", out, *one, *words)
     assert ended.code == 1
@@ -384,7 +384,7 @@ def test_too_many_errors_stop_the_run(camcli: Camcli, tmp_path: Path, words: tup
 
 
 def test_nonsense_limits_of_errors_are_refused(camcli: Camcli, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "in", 1)
+    folder = images(tmp_path / "in", 1)
     for text in ("many", "-1", "5 %", "1.5"):
         assert camcli("run", folder, "--out", tmp_path / "out", f"--max-errors={text}").code == 2
 

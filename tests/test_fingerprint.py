@@ -14,9 +14,9 @@ from camcli.config.schema import RunConfig
 from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model
 from camcli.pipeline.prepare import resolve_layers
-from camcli.results.fingerprint import fingerprint, identity, same_wish
+from camcli.results.fingerprint import fingerprint, identity, same_request
 from tests.conftest import Ended
-from tests.test_resume import SMALL, pictures
+from tests.test_resume import SMALL, images
 
 Camcli = Callable[..., Ended]
 
@@ -120,19 +120,19 @@ def test_every_field_of_the_config_is_decided_upon() -> None:
 @pytest.mark.parametrize("path", DECIDES)
 def test_what_decides_about_results_is_in_the_fingerprint(path: str) -> None:
     assert of(config=changed(path, DECIDES[path])) != of()
-    assert not same_wish(changed(path, DECIDES[path]), PLAIN["config"])
+    assert not same_request(changed(path, DECIDES[path]), PLAIN["config"])
 
 
 @pytest.mark.parametrize("path", SPEED)
 def test_what_only_changes_speed_is_not(path: str) -> None:
     assert of(config=changed(path, SPEED[path])) == of()
-    assert same_wish(changed(path, SPEED[path]), PLAIN["config"])
+    assert same_request(changed(path, SPEED[path]), PLAIN["config"])
 
 
 @pytest.mark.parametrize("path", RESOLVED)
 def test_what_a_model_resolves_counts_by_what_was_found(path: str) -> None:
     assert of(config=changed(path, RESOLVED[path])) == of()
-    assert not same_wish(changed(path, RESOLVED[path]), PLAIN["config"])
+    assert not same_request(changed(path, RESOLVED[path]), PLAIN["config"])
 
 
 @pytest.mark.parametrize("name", FOUND)
@@ -160,9 +160,9 @@ def test_a_run_does_not_mix_what_another_model_would_give(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, told: str
 ) -> None:
     """The config is the same to the letter, as after an upgrade of a library or another file at the same path."""
-    folder, out = pictures(tmp_path / "in", 2), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 2), tmp_path / "out"
     assert camcli("run", folder, "--out", out, *SMALL).code == 0
-    pictures(folder, 3)
+    images(folder, 3)
 
     def load(*words: Any) -> LoadedModel:
         model = load_model(*words)

@@ -16,8 +16,8 @@ from camcli.errors import LockedError, OutputError
 from camcli.results.claim import Kind, lock_file
 from camcli.results.lock import Lock, is_held
 from camcli.results.rundir import RunDir
-from tests.conftest import Ended, save_picture
-from tests.test_resume import SMALL, pictures
+from tests.conftest import Ended, save_image
+from tests.test_resume import SMALL, images
 from tests.test_run import TINY, lines, manifest
 
 Camcli = Callable[..., Ended]
@@ -33,8 +33,8 @@ HOLDS = {"whole": "a run that is not divided", "part": "a run in 2 parts", "dff"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures."""
-    return pictures(tmp_path_factory.mktemp("in"), 6)
+    """Six images."""
+    return images(tmp_path_factory.mktemp("in"), 6)
 
 
 def everything(out: Path) -> dict[str, bytes]:
@@ -214,7 +214,7 @@ def test_a_folder_that_is_named_like_an_output_harms_nobody(camcli: Camcli, tmp_
     folder, out = tmp_path / "in", tmp_path / "out"
     inside = ("a.jpg", "a.jpg.gradcam.3-class-3.jpg/b.jpg", "a.jpg.gradcam.3-class-3.jpg~/b.jpg", "a.jpg.json/c.jpg")
     for name in inside:
-        save_picture(folder / name, 40, 40)
+        save_image(folder / name, 40, 40)
     words = ("run", folder, "--out", out, *TINY, "-s", "targets=[3]", "-s", "maps=png16")
     assert camcli(*words).code == 0
     records = lines(out)
@@ -227,10 +227,10 @@ def test_a_folder_that_is_named_like_an_output_harms_nobody(camcli: Camcli, tmp_
 
 
 def two_folders(place: Path) -> tuple[Path, Path]:
-    """`a` with three pictures, `b` with two of the same names and one of its own."""
-    pictures(place / "a", 3)
+    """`a` with three images, `b` with two of the same names and one of its own."""
+    images(place / "a", 3)
     for seed, name in enumerate(("00.jpg", "01.png", "own.png"), 7):
-        save_picture(place / "b" / name, 50, 50, seed)
+        save_image(place / "b" / name, 50, 50, seed)
     return place / "a", place / "b"
 
 
@@ -280,7 +280,7 @@ def test_another_folder_is_not_mixed_with_what_is_there(camcli: Camcli, tmp_path
 
 
 def test_parts_are_about_one_folder(camcli: Camcli, tmp_path: Path) -> None:
-    a, b = pictures(tmp_path / "a", 8), pictures(tmp_path / "b", 8)
+    a, b = images(tmp_path / "a", 8), images(tmp_path / "b", 8)
     out = tmp_path / "out"
     assert camcli("run", a, "--out", out, *TINY, "--shard", "1/2").code == 0
     told = refused(camcli, out, b, "--shard", "2/2")
@@ -317,7 +317,7 @@ def test_status_lists_again_by_the_same_rule(
     ended = camcli("status", out)
     assert ended.code == 0, ended.out
     assert "missing         0" in ended.out
-    save_picture(tmp_path / "data" / "a" / "03.jpg", 40, 40)
+    save_image(tmp_path / "data" / "a" / "03.jpg", 40, 40)
     found = json.loads(camcli("status", out, "--json").out)
     new = {"folder": ["03.jpg"], "two folders": ["a/03.jpg"], "glob": ["a/03.jpg"], "root": ["data/a/03.jpg"]}
     assert found["missing"] == new.get(how, [])

@@ -13,7 +13,7 @@ from PIL import Image
 from camcli.images.decode import decode
 from camcli.images.find import discover
 from camcli.images.formats import EXTENSIONS, FORMATS
-from tests.conftest import SHAPES, Ended, save_picture
+from tests.conftest import SHAPES, Ended, save_image
 
 MODES = {".pbm": "1", ".pgm": "L", ".pfm": "F"}
 Image.init()
@@ -59,8 +59,8 @@ def test_no_format_starts_a_program() -> None:
 
 def test_files_of_other_extensions_are_counted_and_named(camcli: Callable[..., Ended], tmp_path: Path) -> None:
     photos = tmp_path / "in"
-    save_picture(photos / "a.jpg", 90, 80)
-    save_picture(photos / "below" / "b.jfif.jpg", 90, 80).rename(photos / "below" / "b.jfif")
+    save_image(photos / "a.jpg", 90, 80)
+    save_image(photos / "below" / "b.jfif.jpg", 90, 80).rename(photos / "below" / "b.jfif")
     for name in ("x.tga", "below/y.TGA", "notes.txt", "README", ".hidden.tga", "below/z.heic"):
         (photos / name).write_bytes(b"?")
     out = photos / "out"
@@ -80,8 +80,8 @@ def test_files_of_other_extensions_are_counted_and_named(camcli: Callable[..., E
 
 
 def test_only_what_was_asked_for_by_extension_is_not_told_of(camcli: Callable[..., Ended], tmp_path: Path) -> None:
-    save_picture(tmp_path / "in" / "a.jpg", 90, 80)
-    save_picture(tmp_path / "in" / "b.png", 90, 80)
+    save_image(tmp_path / "in" / "a.jpg", 90, 80)
+    save_image(tmp_path / "in" / "b.png", 90, 80)
     ended = camcli("run", tmp_path / "in", "--out", tmp_path / "out", "--ext", "png")
     assert "of another extension: 1 .jpg" in ended.err
 

@@ -15,11 +15,11 @@ from torchvision.transforms import v2
 
 from camcli.config.schema import InputConfig, Interpolation, ModelConfig
 from camcli.errors import ItemError
-from camcli.images.decode import Preprocess, decode, load_picture, model_input
-from camcli.images.libtiff import hush
+from camcli.images.decode import Preprocess, decode, load_image, model_input
+from camcli.images.libtiff import silence
 from camcli.models.source import model_source
 from camcli.records import Box
-from tests.conftest import save_picture
+from tests.conftest import save_image
 
 SIZES = [(640, 427), (300, 451), (500, 375), (225, 224), (97, 61), (1600, 90), (33, 900), (4000, 3000)]
 PLAIN = Preprocess((64, 64), (64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", "center")
@@ -33,7 +33,7 @@ def pixels_apart(ours: object, theirs: object) -> int:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "efficientnet_b3", "swin_t"])
 def test_input_agrees_with_torchvision(tmp_path: Path, name: str, size: tuple[int, int]) -> None:
-    image = decode(save_picture(tmp_path / "x.png", *size))
+    image = decode(save_image(tmp_path / "x.png", *size))
     source = model_source("torchvision")
     ours, _ = model_input(image, source.preprocess(ModelConfig(source="torchvision", name=name), None))  # type: ignore[arg-type]
     recipe = torchvision.models.get_model_weights(name).DEFAULT.transforms()
@@ -46,7 +46,7 @@ def test_input_agrees_with_torchvision(tmp_path: Path, name: str, size: tuple[in
     "name", ["resnet18.a1_in1k", "convnext_atto.d2_in1k", "vit_base_patch16_clip_quickgelu_224.openai", "levit_128s"]
 )
 def test_input_agrees_with_timm(tmp_path: Path, name: str, size: tuple[int, int]) -> None:
-    image = decode(save_picture(tmp_path / "x.png", *size))
+    image = decode(save_image(tmp_path / "x.png", *size))
     cfg = timm.get_pretrained_cfg(name)
 
     class Described:
@@ -71,7 +71,7 @@ def test_a_large_noisy_photograph_is_resized_within_two_levels(filter_: Interpol
     assert pixels_apart(ours, image.resize((224, 224), resample, (box.x0, box.y0, box.x1, box.y1))) <= 2
 
 
-def test_padding_keeps_the_whole_picture_and_its_ratio(tmp_path: Path) -> None:
+def test_padding_keeps_the_whole_image_and_its_ratio(tmp_path: Path) -> None:
     preprocess = PLAIN.override(InputConfig(crop="pad"))
     image = Image.new("RGB", (200, 100), "red")
     pixels, seen = model_input(image, preprocess)
@@ -117,7 +117,7 @@ def test_deep_grey_is_scaled_and_transparency_laid_on_white(tmp_path: Path) -> N
     assert decode(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_float_pictures_of_extreme_range_do_not_overflow(tmp_path: Path) -> None:
+def test_float_images_of_extreme_range_do_not_overflow(tmp_path: Path) -> None:
     values = np.array([[-3e38, 0.0], [3e38, np.inf]], dtype=np.float32)
     Image.fromarray(values).save(tmp_path / "x.tiff")
     grey = np.asarray(decode(tmp_path / "x.tiff"))[..., 0]
@@ -131,7 +131,7 @@ def test_damaged_tiffs_are_told_of_in_the_record_only(tmp_path: Path, capfd: pyt
     for at in range(8, len(data) // 2):
         data[at] ^= 0x5A
     (tmp_path / "x.tiff").write_bytes(data)
-    hush()
+    silence()
     with pytest.raises(ItemError, match=r"x\.tiff"):
         decode(tmp_path / "x.tiff")
     assert capfd.readouterr() == ("", "")
@@ -144,7 +144,7 @@ def bad_files() -> dict[str, tuple[bytes, str, str]]:
     whole = buffer.getvalue()
     return {
         "empty.jpg": (b"", "read", "EmptyFile"),
-        "text.jpg": (b"not a picture", "decode", "UnidentifiedImageError"),
+        "text.jpg": (b"not an image", "decode", "UnidentifiedImageError"),
         "truncated.jpg": (whole[: len(whole) // 2], "decode", "OSError"),
         "header.png": (b"\x89PNG\r\n\x1a\n", "decode", "UnidentifiedImageError"),
     }
@@ -155,12 +155,12 @@ def test_a_bad_file_is_an_item_error_that_names_it(tmp_path: Path, name: str) ->
     data, stage, kind = bad_files()[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ItemError, match=name) as caught:
-        load_picture(tmp_path / name, PLAIN)
+        load_image(tmp_path / name, PLAIN)
     assert (caught.value.stage, caught.value.kind) == (stage, kind)
 
 
 def test_missing_files_and_folders_are_item_errors(tmp_path: Path) -> None:
     for path, kind in ((tmp_path / "gone.jpg", "FileNotFoundError"), (tmp_path, "NotAFile")):
         with pytest.raises(ItemError) as caught:
-            load_picture(path, PLAIN)
+            load_image(path, PLAIN)
         assert (caught.value.stage, caught.value.kind) == ("read", kind)

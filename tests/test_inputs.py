@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_searched_keeps_its_root(tmp_path: Path, monkeyp
     assert roots_of(discover([str(tmp_path / "a")])) == [str(tmp_path / "a")]
 
 
-def test_a_picture_named_twice_counts_once(tmp_path: Path) -> None:
+def test_a_image_named_twice_counts_once(tmp_path: Path) -> None:
     touch(tmp_path, "a/x.jpg")
     assert len(ids(tmp_path / "a", tmp_path / "a" / "x.jpg", tmp_path / "a")) == 1
 

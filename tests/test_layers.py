@@ -30,7 +30,7 @@ from camcli.engine.layers import Layout, Tap, TargetLayer, list_candidates, reso
 from camcli.engine.layers.awake import awake
 from camcli.engine.layers.cache import cache_directory, resolve_cached
 from camcli.engine.layers.cuts import cut_points, smallest_cut, vertex
-from camcli.engine.layers.probe import Evidence, Probe, pictures, response
+from camcli.engine.layers.probe import Evidence, Probe, images, response
 from camcli.engine.layers.readings import readings
 from camcli.engine.layers.search import Search
 from camcli.engine.layers.trace import Place
@@ -124,8 +124,8 @@ def shuffled(maps: Tensor) -> Tensor:
 
 
 def gradient_through(module: nn.Module, size: Size, layer: TargetLayer) -> tuple[Tensor, Tensor]:
-    """The picture's gradient by way of the taps alone, and in full."""
-    picture = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    """The image's gradient by way of the taps alone, and in full."""
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(3)).requires_grad_()
     kept: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
@@ -133,12 +133,12 @@ def gradient_through(module: nn.Module, size: Size, layer: TargetLayer) -> tuple
         return output.clone()
 
     hooks = [module.get_submodule(tap.path).register_forward_hook(keep) for tap in layer.taps]
-    logit = module(picture * 1).max()
+    logit = module(image * 1).max()
     for hook in hooks:
         hook.remove()
     at_taps = torch.autograd.grad(logit, kept, retain_graph=True)
-    (through,) = torch.autograd.grad(kept, picture, at_taps, retain_graph=True)
-    (full,) = torch.autograd.grad(logit, picture)
+    (through,) = torch.autograd.grad(kept, image, at_taps, retain_graph=True)
+    (full,) = torch.autograd.grad(logit, image)
     return through, full
 
 
@@ -172,7 +172,7 @@ def test_swin_is_read_with_channels_last() -> None:
 
 
 @pytest.mark.parametrize(("build", "size"), [(cnn, (64, 96)), (swin, (64, 64)), (TwoBranches, (64, 64))])
-def test_the_whole_gradient_of_the_picture_goes_through_the_layer(build: Callable[[], nn.Module], size: Size) -> None:
+def test_the_whole_gradient_of_the_image_goes_through_the_layer(build: Callable[[], nn.Module], size: Size) -> None:
     module = frozen(build())
     through, full = gradient_through(module, size, resolve_layer(module, size))
     torch.testing.assert_close(through, full)
@@ -253,9 +253,9 @@ def test_a_tensor_that_goes_two_ways_is_tapped_where_it_is_made() -> None:
 @pytest.mark.parametrize("move", [shuffled, lambda maps: maps.transpose(2, 3), lambda maps: maps.flip(2)])
 def test_a_grid_out_of_order_is_refused(move: Callable[[Tensor], Tensor]) -> None:
     module = frozen(Rearranged(move))
-    with pytest.raises(LayerError, match="picture"):
+    with pytest.raises(LayerError, match="image"):
         resolve_layer(module, (64, 64))
-    with pytest.raises(LayerError, match="'mix' does not follow the picture's grid"):
+    with pytest.raises(LayerError, match="'mix' does not follow the image's grid"):
         resolve_layer(module, (64, 64), "mix")
 
 
@@ -287,7 +287,7 @@ class ClassMaps(nn.Module):
 
 def share_above_zero(module: ClassMaps, size: Size) -> float:
     """Of the cells of the four likeliest class maps of each synthetic image."""
-    maps = module.rectify(module.maps(module.body(pictures(module, size))))
+    maps = module.rectify(module.maps(module.body(images(module, size))))
     likeliest = maps.mean((2, 3)).topk(4, 1).indices
     return float(torch.stack([(maps[i, likeliest[i]] > 0).float().mean() for i in range(len(maps))]).mean())
 

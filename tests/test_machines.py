@@ -18,7 +18,7 @@ from PIL import Image
 
 from camcli.config.file import load_config
 from tests.conftest import REPO, SHAPES, Ended
-from tests.test_resume import pictures
+from tests.test_resume import images
 from tests.test_run import TINY, manifest
 from tests.test_workers import TWO
 
@@ -27,10 +27,10 @@ Camcli = Callable[..., Ended]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures and two that fail, one of them with a name that no format likes."""
-    found = pictures(tmp_path / "in", 3)
+    """Three images and two that fail, one of them with a name that no format likes."""
+    found = images(tmp_path / "in", 3)
     for name in ("bad.jpg", "\x1b<&\udcff\n.jpg"):
-        (found / name).write_text("no picture")
+        (found / name).write_text("no image")
     return found
 
 
@@ -134,9 +134,9 @@ def test_junit_has_a_test_case_for_each_image(camcli: Camcli, folder: Path, tmp_
 
 
 def test_images_that_were_not_reached_are_skipped_in_junit(camcli: Camcli, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "in", 1)
+    folder = images(tmp_path / "in", 1)
     for i in range(30):
-        (folder / f"b{i:02}.jpg").write_text("no picture")
+        (folder / f"b{i:02}.jpg").write_text("no image")
     one = ("-s", "runtime.batch_size=1", "-s", "runtime.threads=1", "--fail-fast")
     camcli("run", folder, "--out", tmp_path / "out", *TINY, *one, "--junit", tmp_path / "junit.xml")
     suite = ElementTree.parse(tmp_path / "junit.xml").getroot()

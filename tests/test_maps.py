@@ -195,9 +195,9 @@ def test_no_map_that_is_right_is_called_rounding(name: str, precision: Precision
         engine = tuned.engine_at(module, TargetLayer((Tap(place.path, layout, place.call, place.item),)), 64)
         engine.precision = precision
         done = engine.forward(x)
-        aims = torch.zeros_like(done.logits.detach())
-        aims[:, 1] = 1
-        [found] = engine.maps(done, [aims])
+        target_weights = torch.zeros_like(done.logits.detach())
+        target_weights[:, 1] = 1
+        [found] = engine.maps(done, [target_weights])
         for maps, truth in zip(found, expected, strict=True):
             if oracles.correlation(maps.heat.numpy(), scale(truth).numpy()) > 0.95:
                 right += 1

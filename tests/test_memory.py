@@ -22,7 +22,7 @@ from camcli.images.decode import Preprocess, loading
 from camcli.images.memory import Budget, budget_size
 from camcli.pipeline.limits import usable_cores, usable_memory
 from camcli.pipeline.workers import Task
-from tests.conftest import Ended, save_picture
+from tests.conftest import Ended, save_image
 from tests.test_resume import contents
 from tests.test_run import TINY
 
@@ -93,8 +93,8 @@ def test_decoding_never_takes_more_than_is_counted(tmp_path: Path) -> None:
     save_all(tmp_path)
     too_much = {}
     for path in sorted(tmp_path.iterdir()):
-        with loading(path, PREPROCESS, True, Budget(1 << 40)) as picture:
-            cost = picture.cost
+        with loading(path, PREPROCESS, True, Budget(1 << 40)) as image:
+            cost = image.cost
 
         def decode(path: Path = path) -> None:
             with loading(path, PREPROCESS, True, Budget(1 << 40)):
@@ -104,7 +104,7 @@ def test_decoding_never_takes_more_than_is_counted(tmp_path: Path) -> None:
         if not taken <= cost + 4 * MIB:
             too_much[path.name] = (round(taken / SIDE**2, 1), cost / SIDE**2)
         assert cost >= 4 * SIDE**2
-        assert picture.bytes == 4 * SIDE**2
+        assert image.bytes == 4 * SIDE**2
     assert not too_much
 
 
@@ -194,7 +194,7 @@ def test_a_run_counts_all_that_it_decodes_and_stays_within(
 
 def test_concepts_count_what_they_decode(camcli: Camcli, tmp_path: Path, witnesses: list[Witness]) -> None:
     for i in range(5):
-        save_picture(tmp_path / "in" / f"{i}.png", 300, 200, i)
+        save_image(tmp_path / "in" / f"{i}.png", 300, 200, i)
     words = ("dff", tmp_path / "in", "--out", tmp_path / "out", "-s", "runtime.memory=8MiB")
     ended = camcli(*words)
     assert ended.code == 0, ended.err
@@ -205,7 +205,7 @@ def test_concepts_count_what_they_decode(camcli: Camcli, tmp_path: Path, witness
 
 def test_what_waits_for_a_large_image_is_not_lost(camcli: Camcli, tmp_path: Path) -> None:
     for i in range(6):
-        save_picture(tmp_path / "in" / f"{i}.png", 900 if i % 2 else 90, 700 if i % 2 else 70, i)
+        save_image(tmp_path / "in" / f"{i}.png", 900 if i % 2 else 90, 700 if i % 2 else 70, i)
     for name, memory in (("little", "1MiB"), ("enough", "1GiB")):
         words = ("run", tmp_path / "in", "--out", tmp_path / name, *TINY, "-s", f"runtime.memory={memory}")
         assert camcli(*words).code == 0

@@ -11,7 +11,7 @@ import pytest
 
 from camcli.cli.events import event_line
 from camcli.records import Failure, RunReport
-from tests.conftest import Ended, save_picture
+from tests.conftest import Ended, save_image
 from tests.test_faults import small_disk
 from tests.test_run import TINY, lines
 
@@ -22,10 +22,10 @@ Camcli = Callable[..., Ended]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One picture, and seven files that are none."""
-    save_picture(tmp_path / "in" / "a.jpg", 90, 80)
+    """One image, and seven files that are none."""
+    save_image(tmp_path / "in" / "a.jpg", 90, 80)
     for i in range(7):
-        (tmp_path / "in" / f"b{i}.jpg").write_text("no picture")
+        (tmp_path / "in" / f"b{i}.jpg").write_text("no image")
     return tmp_path / "in"
 
 
@@ -121,7 +121,7 @@ def test_a_link_to_nothing_in_the_place_of_the_output_folder_is_refused(
 
 @pytest.mark.parametrize("command", ["run", "dff"])
 def test_inputs_and_output_in_one_folder_are_warned_about(camcli: Camcli, tmp_path: Path, command: str) -> None:
-    folder = save_picture(tmp_path / "in" / "a.jpg", 90, 80).parent
+    folder = save_image(tmp_path / "in" / "a.jpg", 90, 80).parent
     (tmp_path / "link").symlink_to(folder)
     ended = camcli(command, tmp_path / "link", "--out", folder, *TINY)
     assert ended.code == 0
@@ -130,7 +130,7 @@ def test_inputs_and_output_in_one_folder_are_warned_about(camcli: Camcli, tmp_pa
 
 
 def test_concepts_are_drawn_of_inputs_only(camcli: Camcli, tmp_path: Path) -> None:
-    folder = save_picture(tmp_path / "in" / "a.jpg", 90, 80).parent
+    folder = save_image(tmp_path / "in" / "a.jpg", 90, 80).parent
     for _ in range(2):
         ended = camcli("dff", folder, "--out", folder, *TINY, "--json")
         assert ended.code == 0, ended.err
@@ -140,7 +140,7 @@ def test_concepts_are_drawn_of_inputs_only(camcli: Camcli, tmp_path: Path) -> No
 def test_a_full_disk_stops_concepts(camcli: Camcli, tmp_path: Path, small_disk: Path) -> None:
     folder = tmp_path / "in"
     for i in range(20):
-        save_picture(folder / f"{i}.jpg", 300, 300, i)
+        save_image(folder / f"{i}.jpg", 300, 300, i)
     ended = camcli("dff", folder, "--out", small_disk / "out", *TINY, "-s", "overlay={format: png}")
     assert ended.code == 3
     assert "No space left on device" in ended.err

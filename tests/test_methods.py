@@ -72,7 +72,7 @@ LAST = layer_of("last")
 
 
 def heatmaps(engine: Engine, batch: Tensor, targets: list[int]) -> list[tuple[Heatmap, ...]]:
-    """Of each picture; all must succeed."""
+    """Of each image; all must succeed."""
     answers = engine.explain(batch, lambda probabilities: targets)
     assert all(isinstance(answer, Explanation) for answer in answers)
     return [answer.heatmaps for answer in answers if isinstance(answer, Explanation)]
@@ -97,7 +97,7 @@ def test_heat_is_finite_scaled_and_of_the_right_shape(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batch_gives_what_its_pictures_give_one_by_one(name: str) -> None:
+def test_a_batch_gives_what_its_images_give_one_by_one(name: str) -> None:
     engine = engine_for(name)
     together = heatmaps(engine, pixels(3), [2])
     for i, [whole] in enumerate(together):
@@ -137,14 +137,16 @@ def test_a_map_of_no_class_is_made_once_for_each_image(smoothing: str) -> None:
 
 def test_the_methods_of_no_class_are_those_whose_map_is_the_same_for_all() -> None:
     for name in NAMES:
-        batch, views = (engine := engine_for(name)).views(engine.forward(engine.normalise(pixels(1))), aims(0))
-        other = engine.views(engine.forward(engine.normalise(pixels(1))), aims(3))
+        batch, views = (engine := engine_for(name)).views(
+            engine.forward(engine.normalise(pixels(1))), target_weights(0)
+        )
+        other = engine.views(engine.forward(engine.normalise(pixels(1))), target_weights(3))
         one, two = METHODS.get(name).compute(batch, views), METHODS.get(name).compute(*other)
         same = all(torch.allclose(a, b, atol=1e-6) for a, b in zip(one, two, strict=True))
         assert same != METHODS.get(name).class_specific, name
 
 
-def aims(target: int) -> Tensor:
+def target_weights(target: int) -> Tensor:
     """[1,CLASSES] that asks for one class."""
     return torch.eye(CLASSES)[target : target + 1]
 
@@ -267,14 +269,14 @@ def test_smoothing_gives_heat_or_refuses(name: str) -> None:
         assert heatmap.heat.shape == plain.heat.shape
 
 
-def test_smoothing_by_copies_looks_at_mirrored_pictures_the_right_way_round() -> None:
+def test_smoothing_by_copies_looks_at_mirrored_images_the_right_way_round() -> None:
     engine = engine_for("gradcam", smoothing="aug")
     [[one]], [[mirrored]] = (heatmaps(engine, batch, [1]) for batch in (pixels(1), pixels(1).flip(2)))
     assert np.abs(one.heat - mirrored.heat[:, ::-1]).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_map_that_is_not_finite_is_an_error_of_that_picture(name: str) -> None:
+def test_a_map_that_is_not_finite_is_an_error_of_that_image(name: str) -> None:
     method = METHODS.get(name)
     engine = engine_for(name)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from camcli.config.schema import OverlayConfig, RunConfig
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.methods import METHODS
-from camcli.images.decode import Picture, Preprocess, load_picture
+from camcli.images.decode import LoadedImage, Preprocess, load_image
 from camcli.images.geometry import hot_box, peak
 from camcli.pipeline.painter import Painter
 from camcli.pipeline.stopwatch import Stopwatch
@@ -41,9 +41,9 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def picture_of(image: Image.Image, seen: Box, side: int = 24) -> Picture:
+def image_of(image: Image.Image, seen: Box, side: int = 24) -> LoadedImage:
     """As if the model had seen `seen` of `image`, with noise for an input."""
-    return Picture(image, image.size, np.asarray(noise(side, side, 1)), seen)
+    return LoadedImage(image, image.size, np.asarray(noise(side, side, 1)), seen)
 
 
 def spread(heat: NDArray[np.float32], seen: Box, width: int, height: int) -> tuple[Pixels, NDArray[np.bool_]]:
@@ -81,10 +81,10 @@ def test_colours_are_blended_over_what_the_model_saw(
     seen, (width, height) = PLACES[place]
     shape = (3, 4) if place == "smaller than its map" else (5, 7)
     heat = np.random.default_rng(0).random(shape, dtype=np.float32) * (2 if signed else 1) - (1 if signed else 0)
-    picture = picture_of(noise(width, height), seen)
+    image = image_of(noise(width, height), seen)
     config = OverlayConfig(colormap="viridis", alpha=0.4)
-    before = np.asarray(picture.image, dtype=np.float64)
-    painted = np.asarray(paint(picture, heat, config, signed), dtype=np.float64)
+    before = np.asarray(image.image, dtype=np.float64)
+    painted = np.asarray(paint(image, heat, config, signed), dtype=np.float64)
     if signed:
         root = np.sign(heat) * np.sqrt(np.abs(heat))
         values, inside = spread((((1.6 * root).clip(-1, 1) + 1) / 2).astype(np.float32), seen, width, height)
@@ -96,22 +96,22 @@ def test_colours_are_blended_over_what_the_model_saw(
     assert np.abs(painted - expected)[inside].max() < 6
     assert np.abs(painted - expected)[inside].mean() < 1
     assert (painted == before)[~inside].all()
-    assert (np.asarray(picture.image) == before).all()
+    assert (np.asarray(image.image) == before).all()
 
 
 @pytest.mark.parametrize("size", ["original", "model"])
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 def test_an_image_without_evidence_is_left_as_it_is(signed: bool, size: Literal["original", "model"]) -> None:
-    picture = picture_of(noise(40, 30), Box(5, 0, 35, 30))
+    image = image_of(noise(40, 30), Box(5, 0, 35, 30))
     config = OverlayConfig(size=size)
-    painted = paint(picture, np.zeros((4, 4), dtype=np.float32), config, signed)
-    assert painted.tobytes() == (picture.image if size == "original" else Image.fromarray(picture.input)).tobytes()  # type: ignore[union-attr]
+    painted = paint(image, np.zeros((4, 4), dtype=np.float32), config, signed)
+    assert painted.tobytes() == (image.image if size == "original" else Image.fromarray(image.input)).tobytes()  # type: ignore[union-attr]
 
 
 def test_evidence_that_only_speaks_against_the_class_is_shown() -> None:
-    picture = picture_of(noise(40, 30), Box(5, 0, 35, 30))
+    image = image_of(noise(40, 30), Box(5, 0, 35, 30))
     heat = np.full((4, 4), -1, dtype=np.float32)
-    painted = np.asarray(paint(picture, heat, OverlayConfig(alpha=1), signed=True))
+    painted = np.asarray(paint(image, heat, OverlayConfig(alpha=1), signed=True))
     assert (painted[:, 5:35] == np.rint(coloured("RdBu_r", np.zeros(1)))).all()
 
 
@@ -180,11 +180,11 @@ def located(sheet: NDArray[np.uint8], tile: NDArray[np.uint8]) -> Box:
 @pytest.mark.parametrize("size", [(320, 200), (200, 320), (640, 640)], ids=str)
 @pytest.mark.parametrize("count", [1, 4, 6, 11])
 def test_a_grid_shows_the_image_and_each_map_whole_and_apart(size: tuple[int, int], count: int) -> None:
-    picture = picture_of(noise(*size), Box(0, 0, *size))
+    loaded = image_of(noise(*size), Box(0, 0, *size))
     tiles = [(heatmap_of(f"m{i}"), noise(*size, seed=i + 1)) for i in range(count)]
-    sheet = np.asarray(grid(picture, tiles, OverlayConfig()))
+    sheet = np.asarray(grid(loaded, tiles, OverlayConfig()))
     part = 320 / max(size)
-    shown = [image for image in (picture.image, *(image for _, image in tiles)) if image]
+    shown = [image for image in (loaded.image, *(image for _, image in tiles)) if image]
     small = [
         np.asarray(i.resize((round(size[0] * part), round(size[1] * part)), Image.Resampling.LANCZOS)) for i in shown
     ]
@@ -211,9 +211,7 @@ def test_a_grid_does_not_paint_over_its_own_image(camcli: Camcli, tmp_path: Path
         words = [word for setting in settings for word in ("-s", setting)]
         assert camcli("run", SHAPES, "--limit", 1, "--out", tmp_path / size, *words).code == 0
         [record] = records(tmp_path / size)
-        loaded_ = load_picture(
-            Path(record["source"]), Preprocess((128, 128), (128, 128), *_HALVES, "bilinear", "center")
-        )
+        loaded_ = load_image(Path(record["source"]), Preprocess((128, 128), (128, 128), *_HALVES, "bilinear", "center"))
         plain = loaded_.image if size == "original" else Image.fromarray(loaded_.input)
         assert plain is not None
         part = 320 / max(plain.size)
@@ -235,8 +233,8 @@ _HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 def words_under(heatmap: Heatmap) -> bytes:
     """The pixels of the note below a grid's one tile; the same for the same words."""
-    picture = picture_of(noise(320, 320), Box(0, 0, 320, 320))
-    sheet = grid(picture, [(heatmap, noise(320, 320, 1))], OverlayConfig())
+    image = image_of(noise(320, 320), Box(0, 0, 320, 320))
+    sheet = grid(image, [(heatmap, noise(320, 320, 1))], OverlayConfig())
     return sheet.crop((sheet.width // 2, sheet.height - 42, sheet.width, sheet.height)).tobytes()
 
 
@@ -248,19 +246,19 @@ def test_a_grid_says_the_range_that_colours_hide_or_that_there_is_no_evidence() 
 
 
 def test_concepts_take_the_colour_of_the_strongest_and_none_where_there_is_none() -> None:
-    picture = picture_of(noise(320, 160), Box(0, 0, 320, 160))
+    image = image_of(noise(320, 160), Box(0, 0, 320, 160))
     heat = np.zeros((2, 1, 4), dtype=np.float32)
     heat[0, 0], heat[1, 0] = [1, 0.4, 0, 0], [0.6, 1, 0, 0]
     legend = [("#ff0000", "first"), ("#0000ff", "second")]
-    painted = np.asarray(concept_overlay(picture, heat, legend, OverlayConfig(alpha=1)))
+    painted = np.asarray(concept_overlay(image, heat, legend, OverlayConfig(alpha=1)))
     assert painted[:160, :40].tolist() == np.broadcast_to((255, 0, 0), (160, 40, 3)).tolist()
     assert painted[80, 120].tolist() == pytest.approx([0, 0, 255], abs=8)
-    grey = np.asarray(picture.image.convert("L"))  # type: ignore[union-attr]
+    grey = np.asarray(image.image.convert("L"))  # type: ignore[union-attr]
     assert (painted[:160, 280:320] == grey[:, 280:, None]).all()
     swatches = [tuple(painted[160 + 6 + 28 * i + 12, 12 + 8].tolist()) for i in range(2)]
     assert swatches == [(255, 0, 0), (0, 0, 255)]
-    without = concept_overlay(picture, np.zeros_like(heat), legend, OverlayConfig())
-    assert without.crop((0, 0, 320, 160)).tobytes() == picture.image.tobytes()  # type: ignore[union-attr]
+    without = concept_overlay(image, np.zeros_like(heat), legend, OverlayConfig())
+    assert without.crop((0, 0, 320, 160)).tobytes() == image.image.tobytes()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
@@ -276,21 +274,21 @@ def test_a_turned_portrait_is_painted_upright(
     turned = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
     turned.save(tmp_path / "x.jpg", exif=exif, quality=95)
     preprocess = Preprocess((64, 64), (64, 64), (0, 0, 0), (1, 1, 1), "bilinear", "center")
-    picture = load_picture(tmp_path / "x.jpg", preprocess, whole=size == "original")
-    assert (picture.size, picture.seen) == ((480, 720), Box(0, 120, 480, 600))
+    image = load_image(tmp_path / "x.jpg", preprocess, whole=size == "original")
+    assert (image.size, image.seen) == ((480, 720), Box(0, 120, 480, 600))
     engine = Engine(loaded(RedDetector(), preprocess), [LAYER], [METHODS.get("gradcam")])
-    [answer] = engine.explain(torch.from_numpy(picture.input)[None], lambda _: [0])
+    [answer] = engine.explain(torch.from_numpy(image.input)[None], lambda _: [0])
     assert isinstance(answer, Explanation)
     [heatmap] = answer.heatmaps
     config = OverlayConfig(format="png", colormap="gray", alpha=1, size=size)
-    (tmp_path / "o.png").write_bytes(encode(paint(picture, heatmap.heat, config), config))
+    (tmp_path / "o.png").write_bytes(encode(paint(image, heatmap.heat, config), config))
     painted = np.asarray(Image.open(tmp_path / "o.png"))[..., 0]
     assert painted.shape == ((720, 480) if size == "original" else (64, 64))
     hot = np.argwhere(painted[120:600] > 200) if size == "original" else np.argwhere(painted > 200) * 7.5
     middle = hot.mean(axis=0) + np.array((120, 0))
     assert np.abs(middle - [210, 90]).max() < 8
-    assert np.abs(np.subtract(peak(heatmap.heat, picture.seen, *picture.size) or (0, 0), (90, 210))).max() <= 30
-    box = hot_box(heatmap.heat, picture.seen, *picture.size)
+    assert np.abs(np.subtract(peak(heatmap.heat, image.seen, *image.size) or (0, 0), (90, 210))).max() <= 30
+    box = hot_box(heatmap.heat, image.seen, *image.size)
     assert box is not None
     assert np.abs(np.subtract((box.x0, box.y0, box.x1, box.y1), (60, 180, 120, 240))).max() <= 16
 

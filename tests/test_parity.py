@@ -160,9 +160,9 @@ def smoothed(case: Case, method: str, smoothing: Smoothing) -> oracles.Array:
     engine = case.engine(method)
     engine.smoothing = smoothing
     done = engine.forward(case.x)
-    aims = torch.zeros_like(done.logits.detach())
-    aims[:, case.target] = 1
-    [[maps]] = engine.maps(done, [aims])
+    target_weights = torch.zeros_like(done.logits.detach())
+    target_weights[:, case.target] = 1
+    [[maps]] = engine.maps(done, [target_weights])
     return F.interpolate(maps.heat[:, None], (case.net.side,) * 2, mode="bilinear")[:, 0].numpy()
 
 

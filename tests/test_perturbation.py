@@ -37,9 +37,9 @@ def engine_at(module: nn.Module, tap: Tap, side: int, name: str, **options: int)
 def raw_maps(engine: Engine, x: Tensor, target: int) -> Tensor:
     """[B,h,w]."""
     done = engine.forward(x)
-    aims = torch.zeros_like(done.logits)
-    aims[:, target] = 1
-    [raw] = engine.methods[0].compute(*engine.views(done, aims))
+    target_weights = torch.zeros_like(done.logits)
+    target_weights[:, target] = 1
+    [raw] = engine.methods[0].compute(*engine.views(done, target_weights))
     return raw.sum(1) if raw.dim() == 4 else raw
 
 
@@ -205,9 +205,9 @@ def test_max_channels_bounds_the_cost_and_keeps_the_strongest(name: str) -> None
     tap = TAPS["a whole stage"][1]
     engine = engine_at(resnet(), tap, 64, name, max_channels=5)
     done = engine.forward(inputs(1, 64))
-    aims = torch.zeros_like(done.logits)
-    aims[:, 1] = 1
-    [parts] = engine.methods[0].compute(*engine.views(done, aims))
+    target_weights = torch.zeros_like(done.logits)
+    target_weights[:, 1] = 1
+    [parts] = engine.methods[0].compute(*engine.views(done, target_weights))
     used = parts[0].abs().sum((1, 2)).nonzero()[:, 0].tolist()
     strongest = done.kept[tap][0].detach().abs().sum((1, 2)).argsort(descending=True)[:5]
     assert sorted(used) == sorted(strongest.tolist())

@@ -64,9 +64,9 @@ def raw_map(name: str, module: nn.Module, x: Tensor, target: int = 1, **options:
         options=OptionsConfig.model_validate(options),
     )
     done = engine.forward(x)
-    aims = torch.zeros_like(done.logits.detach())
-    aims[:, target] = 1
-    [raw] = METHODS.get(name).compute(*engine.views(done, aims))
+    target_weights = torch.zeros_like(done.logits.detach())
+    target_weights[:, target] = 1
+    [raw] = METHODS.get(name).compute(*engine.views(done, target_weights))
     return raw
 
 

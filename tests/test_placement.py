@@ -14,7 +14,7 @@ from camcli.config.schema import Crop, InputConfig, OverlayConfig
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.layers import Layout, Tap, TargetLayer
 from camcli.engine.methods import METHODS
-from camcli.images.decode import Picture, Preprocess, load_picture
+from camcli.images.decode import LoadedImage, Preprocess, load_image
 from camcli.images.geometry import hot_box, peak, place, strips
 from camcli.records import Box, Heatmap
 from camcli.render.overlay import overlay_bytes
@@ -23,7 +23,7 @@ from tests.conftest import RedDetector, loaded
 LAYER = TargetLayer((Tap("rectify", Layout("nchw", (16, 16))),))
 
 # (width, height) and the marker's (left, top, right, bottom); a marker inside the middle square is seen by all modes.
-PICTURES = {
+IMAGES = {
     "landscape": ((320, 200), (170, 40, 210, 80)),
     "portrait": ((150, 400), (20, 180, 60, 230)),
     "tiny": ((9, 7), (5, 1, 7, 3)),
@@ -32,37 +32,37 @@ PICTURES = {
 }
 
 
-def explained(path: Path, crop: Crop) -> tuple[Picture, Heatmap]:
-    """The picture and the red class's heatmap."""
+def explained(path: Path, crop: Crop) -> tuple[LoadedImage, Heatmap]:
+    """The image and the red class's heatmap."""
     preprocess = Preprocess((64, 64), (64, 64), (0, 0, 0), (1, 1, 1), "bilinear", "center")
     model = loaded(RedDetector(), preprocess.override(InputConfig(crop=crop)))
-    picture = load_picture(path, model.preprocess)
+    image = load_image(path, model.preprocess)
     engine = Engine(model, [LAYER], [METHODS.get("gradcam")])
-    [answer] = engine.explain(torch.from_numpy(picture.input)[None], lambda probabilities: [0])
+    [answer] = engine.explain(torch.from_numpy(image.input)[None], lambda probabilities: [0])
     assert isinstance(answer, Explanation)
-    return picture, answer.heatmaps[0]
+    return image, answer.heatmaps[0]
 
 
 @pytest.mark.parametrize("crop", ["center", "squash", "pad"])
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_the_overlay_is_hot_on_the_marker_and_untouched_outside_the_box(tmp_path: Path, name: str, crop: Crop) -> None:
-    size, marker = PICTURES[name]
+    size, marker = IMAGES[name]
     original = Image.new("RGB", size, (0, 60, 60))
     original.paste((255, 0, 0), marker)
     original.save(tmp_path / "x.png")
-    picture, heatmap = explained(tmp_path / "x.png", crop)
+    image, heatmap = explained(tmp_path / "x.png", crop)
 
     config = OverlayConfig(format="png", colormap="gray", alpha=1.0)
-    (tmp_path / "o.png").write_bytes(overlay_bytes(picture, heatmap.heat, config))
+    (tmp_path / "o.png").write_bytes(overlay_bytes(image, heatmap.heat, config))
     painted = np.asarray(Image.open(tmp_path / "o.png")).astype(int)
     assert painted.shape == (size[1], size[0], 3)
     left, top, right, bottom = marker
-    seen = picture.seen.clip(*size)
+    seen = image.seen.clip(*size)
     box = (slice(round(seen.y0), round(seen.y1)), slice(round(seen.x0), round(seen.x1)))
     heat = painted[box][..., 0]
     assert heat.max() > 60
     hot_y, hot_x = (np.mean(axis) for axis in np.nonzero(heat >= heat.max() * 0.9))
-    cell_x, cell_y = picture.seen.width / 16, picture.seen.height / 16
+    cell_x, cell_y = image.seen.width / 16, image.seen.height / 16
     assert left - cell_x <= hot_x + seen.x0 <= right + cell_x
     assert top - cell_y <= hot_y + seen.y0 <= bottom + cell_y
 
@@ -72,18 +72,18 @@ def test_the_overlay_is_hot_on_the_marker_and_untouched_outside_the_box(tmp_path
 
 
 @pytest.mark.parametrize("crop", ["center", "squash", "pad"])
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_peak_and_box_are_in_pixels_of_the_original(tmp_path: Path, name: str, crop: Crop) -> None:
-    size, (left, top, right, bottom) = PICTURES[name]
+    size, (left, top, right, bottom) = IMAGES[name]
     original = Image.new("RGB", size, (0, 60, 60))
     original.paste((255, 0, 0), (left, top, right, bottom))
     original.save(tmp_path / "x.png")
-    picture, heatmap = explained(tmp_path / "x.png", crop)
-    cell_x, cell_y = picture.seen.width / 16, picture.seen.height / 16
-    x, y = peak(heatmap.heat, picture.seen, *size) or (-1, -1)
+    image, heatmap = explained(tmp_path / "x.png", crop)
+    cell_x, cell_y = image.seen.width / 16, image.seen.height / 16
+    x, y = peak(heatmap.heat, image.seen, *size) or (-1, -1)
     assert left - cell_x <= x <= right + cell_x
     assert top - cell_y <= y <= bottom + cell_y
-    box = hot_box(heatmap.heat, picture.seen, *size)
+    box = hot_box(heatmap.heat, image.seen, *size)
     assert box is not None
     centre_x, centre_y = (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
     assert left - cell_x <= centre_x <= right + cell_x

@@ -31,7 +31,7 @@ from camcli.pipeline.stopwatch import Stopwatch
 from camcli.pipeline.stream import Stream, redo_size
 from camcli.records import Heatmap, Prediction
 from tests.benchmarks.precision import crops, differences, explained
-from tests.conftest import REAL_WEIGHTS, SHAPES, Ended, RedDetector, loaded, save_picture
+from tests.conftest import REAL_WEIGHTS, SHAPES, Ended, RedDetector, loaded, save_image
 from tests.test_engine import GRADCAM, pixels
 from tests.test_real_weights import MODELS
 from tests.test_run import TINY, lines, manifest
@@ -241,7 +241,7 @@ COUNT = 12
 def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Images, and a choice of bf16 with a guard that doubts some of them."""
     for seed in range(COUNT):
-        save_picture(tmp_path / "in" / f"{seed:02}.png", 90, 80, seed)
+        save_image(tmp_path / "in" / f"{seed:02}.png", 90, 80, seed)
     found = Choice("bf16", "for the test", Guard(0.075, {"gradcam": 0.0}))
     monkeypatch.setattr("camcli.pipeline.prepare.choose_precision", lambda *_: found)
     return tmp_path / "in"
@@ -376,8 +376,8 @@ def test_a_run_says_what_it_chose_and_a_resumed_one_keeps_to_it(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("camcli.engine.precision.WORTHWHILE", 1)
-    save_picture(tmp_path / "in" / "1.png", 300, 200)
-    (tmp_path / "in" / "0.jpg").write_text("no picture")
+    save_image(tmp_path / "in" / "1.png", 300, 200)
+    (tmp_path / "in" / "0.jpg").write_text("no image")
     words = ("run", tmp_path / "in", SHAPES, "--out", tmp_path / "out", "-s", "runtime.precision=auto")
     assert camcli(*words, "-s", "runtime.batch_size=auto").code == 1
     told = manifest(tmp_path / "out")
@@ -394,7 +394,7 @@ def test_a_run_says_what_it_chose_and_a_resumed_one_keeps_to_it(
     again = manifest(tmp_path / "out")
     assert (again["precision"], again["batch_size"]) == (told["precision"], told["batch_size"])
 
-    save_picture(tmp_path / "in" / "00.png", 300, 200, seed=1)
+    save_image(tmp_path / "in" / "00.png", 300, 200, seed=1)
     monkeypatch.setattr("camcli.pipeline.prepare.choose_precision", lambda *_: pytest.fail("chosen again"))
     assert camcli(*words, "-s", "runtime.batch_size=auto").code == 1
     assert manifest(tmp_path / "out")["precision"] == told["precision"]
@@ -423,7 +423,7 @@ def test_fp32_on_a_gpu_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_explicit_precision_is_not_probed(camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_picture(tmp_path / "in" / "1.png", 80, 60)
+    save_image(tmp_path / "in" / "1.png", 80, 60)
     monkeypatch.setattr("camcli.pipeline.prepare.choose_precision", lambda *_: pytest.fail("probed"))
     for precision in ("fp32", "bf16"):
         out = tmp_path / precision
@@ -432,11 +432,11 @@ def test_an_explicit_precision_is_not_probed(camcli: Camcli, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("pictures", "batch", "at_once", "expected"),
+    ("images", "batch", "at_once", "expected"),
     [(12, 16, 1, 12), (12, 16, 2, 8), (100, 16, 2, 16), (64, 16, 8, 8), (3, 16, 2, 2), (1, 16, 8, 1), (40, 8, 4, 8)],
 )
-def test_batches_are_even_over_all_that_work_at_once(pictures: int, batch: int, at_once: int, expected: int) -> None:
-    assert even_batches(pictures, batch, at_once) == expected
+def test_batches_are_even_over_all_that_work_at_once(images: int, batch: int, at_once: int, expected: int) -> None:
+    assert even_batches(images, batch, at_once) == expected
 
 
 def test_a_batch_size_is_found_within_memory_and_need(monkeypatch: pytest.MonkeyPatch) -> None:

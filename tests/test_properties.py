@@ -139,7 +139,7 @@ def test_the_box_that_the_model_sees(width: int, height: int, h: int, w: int, cr
 
 @quick
 @given(SIDE, SIDE, st.integers(1, 14), st.integers(1, 14), st.data())
-def test_heat_lies_on_the_picture_and_in_the_box(width: int, height: int, h: int, w: int, data: st.DataObject) -> None:
+def test_heat_lies_on_the_image_and_in_the_box(width: int, height: int, h: int, w: int, data: st.DataObject) -> None:
     width, height = min(width, 400), min(height, 400)
     x0, y0 = data.draw(st.floats(-50, width - 1)), data.draw(st.floats(-50, height - 1))
     seen = Box(x0, y0, x0 + data.draw(st.floats(51, 500)), y0 + data.draw(st.floats(51, 500)))
@@ -176,7 +176,7 @@ def _record(layer: str) -> ImageRecord:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning:PIL")
-def test_mutated_files_are_pictures_or_failures(tmp_path: Path) -> None:
+def test_mutated_files_are_images_or_failures(tmp_path: Path) -> None:
     fates = fuzz(3, seed=1, place=tmp_path)
     assert fates.total() > 20
     assert fates["SLOW"] == 0

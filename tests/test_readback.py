@@ -26,8 +26,8 @@ from camcli.results.resume import plan
 from camcli.results.rundir import RunDir
 from camcli.results.shard import Shard
 from camcli.results.status import inspect
-from tests.conftest import Ended, save_picture
-from tests.test_resume import SMALL, contents, pictures
+from tests.conftest import Ended, save_image
+from tests.test_resume import SMALL, contents, images
 from tests.test_run import lines, manifest
 
 Camcli = Callable[..., Ended]
@@ -35,14 +35,14 @@ Camcli = Callable[..., Ended]
 
 @pytest.fixture
 def done(camcli: Camcli, tmp_path: Path) -> tuple[Path, Path]:
-    """(inputs, run folder) of a finished run over four pictures."""
-    folder, out = pictures(tmp_path / "in", 4), tmp_path / "out"
+    """(inputs, run folder) of a finished run over four images."""
+    folder, out = images(tmp_path / "in", 4), tmp_path / "out"
     assert camcli("run", folder, "--out", out, *SMALL).code == 0
     return folder, out
 
 
 def twice(data: bytes) -> bytes:
-    """An overtaken line before the one that counts."""
+    """An superseded line before the one that counts."""
     first = data.splitlines(keepends=True)[0]
     return first + data
 
@@ -134,7 +134,7 @@ def upgrade(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 def test_each_record_keeps_the_versions_that_made_it(
     camcli: Camcli, upgrade: Callable[[str], None], tmp_path: Path
 ) -> None:
-    folder, out = pictures(tmp_path / "in", 5), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 5), tmp_path / "out"
     for torch, limit in (("2.14.1", 3), ("2.15.0", 5), ("2.16.0", 5)):
         upgrade(torch)
         assert camcli("run", folder, "--out", out, *SMALL, "--limit", limit).code == 0
@@ -153,7 +153,7 @@ def test_records_without_versions_are_of_the_run_before(
     camcli: Camcli, upgrade: Callable[[str], None], tmp_path: Path
 ) -> None:
     """As an earlier camcli left them."""
-    folder, out = pictures(tmp_path / "in", 3), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 3), tmp_path / "out"
     upgrade("2.14.1")
     camcli("run", folder, "--out", out, *SMALL, "--limit", 2)
     old: list[dict[str, Any]] = [{k: v for k, v in r.items() if k != "versions"} for r in lines(out)]
@@ -169,7 +169,7 @@ def test_records_without_versions_are_of_the_run_before(
 def test_parts_of_other_versions_are_told_apart_once_joined(
     camcli: Camcli, upgrade: Callable[[str], None], tmp_path: Path
 ) -> None:
-    folder, out = pictures(tmp_path / "in", 10), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 10), tmp_path / "out"
     for torch, part in (("2.14.1", "1/2"), ("2.15.0", "2/2")):
         upgrade(torch)
         assert camcli("run", folder, "--out", out, *SMALL, "--shard", part).code == 0
@@ -183,7 +183,7 @@ def test_parts_of_other_versions_are_told_apart_once_joined(
 def test_status_counts_records_of_another_config(camcli: Camcli, done: tuple[Path, Path]) -> None:
     folder, out = done
     assert json.loads(camcli("status", out, "--json").out)["foreign"] == 0
-    save_picture(folder / "new.jpg", 40, 40)
+    save_image(folder / "new.jpg", 40, 40)
     (folder / "bad.jpg").write_text("no image")
     assert camcli("run", folder, "--out", out, *SMALL, "-s", "overlay.alpha=0.7", "--keep-going").code == 1
     assert [count for count, _ in json.loads(camcli("status", out, "--json").out)["versions"]] == [5]

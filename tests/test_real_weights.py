@@ -18,7 +18,7 @@ from camcli.config.file import load_config
 from camcli.engine.engine import Engine
 from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
 from camcli.engine.methods import METHODS
-from camcli.images.decode import load_picture
+from camcli.images.decode import load_image
 from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model
 from tests import oracles
@@ -91,7 +91,7 @@ def test_maps_agree_with_the_reference_package(camcli: Callable[..., Ended], con
     config = load_config(config_file).config
     model = load_model(config.model, config.input)
     inputs = torch.stack(
-        [torch.from_numpy(load_picture(PHOTOS / name, model.preprocess).input) for name in sorted(found)]
+        [torch.from_numpy(load_image(PHOTOS / name, model.preprocess).input) for name in sorted(found)]
     )
     engine = Engine(model, [], [])
     layer = next(iter(found.values()))["layer"]
@@ -141,7 +141,7 @@ def test_grad_cam_plus_plus_of_small_gradients_is_that_of_the_paper(config_file:
     model = load_model(config.model, config.input)
     layer = TargetLayer((Tap("features.10", Layout("nchw", (27, 27))),))
     engine = Engine(model, [layer], [METHODS.get("gradcam++")])
-    image = load_picture(PHOTOS / "chelsea.png", model.preprocess).input
+    image = load_image(PHOTOS / "chelsea.png", model.preprocess).input
     inputs = engine.normalise(torch.from_numpy(image)[None])
     done = engine.forward(inputs)
     target = int(done.logits.argmax())

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from camcli.results.storage import sweep, write_atomic
-from tests.conftest import Ended, save_picture
+from tests.conftest import Ended, save_image
 from tests.driver import Driver
 from tests.test_run import TINY, lines, manifest
 
@@ -28,10 +28,10 @@ SMALL = (*TINY, "-s", "runtime.batch_size=4", "-s", "runtime.threads=2")
 KILLS = 30
 
 
-def pictures(folder: Path, count: int) -> Path:
-    """A folder of small pictures."""
+def images(folder: Path, count: int) -> Path:
+    """A folder of small images."""
     for i in range(count):
-        save_picture(folder / f"{i:02}.{'png' if i % 3 else 'jpg'}", 60 + i, 50, i)
+        save_image(folder / f"{i:02}.{'png' if i % 3 else 'jpg'}", 60 + i, 50, i)
     return folder
 
 
@@ -51,9 +51,9 @@ def times(out: Path) -> dict[str, int]:
 
 @pytest.fixture
 def done(camcli: Camcli, tmp_path: Path) -> tuple[Path, Path]:
-    """(inputs, run folder) of a run over six pictures and one that fails."""
-    folder, out = pictures(tmp_path / "in", 6), tmp_path / "out"
-    (folder / "bad.jpg").write_text("no picture")
+    """(inputs, run folder) of a run over six images and one that fails."""
+    folder, out = images(tmp_path / "in", 6), tmp_path / "out"
+    (folder / "bad.jpg").write_text("no image")
     assert camcli("run", folder, "--out", out, *SMALL).code == 1
     return folder, out
 
@@ -91,8 +91,8 @@ def test_only_what_is_missing_is_done(camcli: Camcli, done: tuple[Path, Path]) -
     (out / records["00.jpg"]["heatmaps"][0]["overlay"]).unlink()
     cut = out / "reports" / "01.png.json"
     cut.write_bytes(cut.read_bytes()[:-1])
-    save_picture(folder / "02.png", 33, 44, seed=99)
-    save_picture(folder / "new.png", 33, 44, seed=7)
+    save_image(folder / "02.png", 33, 44, seed=99)
+    save_image(folder / "new.png", 33, 44, seed=7)
     ended = camcli("run", folder, "--out", out, *SMALL)
     assert ended.code == 1
     assert rewritten(out, before) == {"00.jpg", "01.png", "02.png", "new.png"}
@@ -103,8 +103,8 @@ def test_only_what_is_missing_is_done(camcli: Camcli, done: tuple[Path, Path]) -
 
 def test_the_result_is_that_of_one_run(camcli: Camcli, done: tuple[Path, Path], tmp_path: Path) -> None:
     folder, out = done
-    save_picture(folder / "02.png", 33, 44, seed=99)
-    save_picture(folder / "new.png", 33, 44, seed=7)
+    save_image(folder / "02.png", 33, 44, seed=99)
+    save_image(folder / "new.png", 33, 44, seed=7)
     camcli("run", folder, "--out", out, *SMALL)
     camcli("run", folder, "--out", tmp_path / "once", *SMALL)
     assert contents(out) == contents(tmp_path / "once")
@@ -129,7 +129,7 @@ def test_failed_images_are_kept_until_asked_for_or_mended(camcli: Camcli, done: 
     assert manifest(out)["resumed"]["kept"] == 0
     assert camcli("run", folder, "--out", out, *SMALL, "--retry-failed").code == 1
     assert manifest(out)["resumed"]["kept"] == 6
-    save_picture(folder / "bad.jpg", 40, 40)
+    save_image(folder / "bad.jpg", 40, 40)
     assert camcli("run", folder, "--out", out, *SMALL).code == 0
     assert manifest(out)["counts"] == {"done": 7, "failed": 0, "skipped": 0}
     assert len(lines(out)) == 7
@@ -159,7 +159,7 @@ def test_fresh_starts_over_and_deletes_only_its_own(camcli: Camcli, done: tuple[
 def test_keep_going_keeps_old_images_and_says_how_many(camcli: Camcli, done: tuple[Path, Path]) -> None:
     folder, out = done
     before = times(out)
-    save_picture(folder / "new.png", 33, 44, seed=7)
+    save_image(folder / "new.png", 33, 44, seed=7)
     other = (*SMALL, "-s", "overlay.alpha=0.7")
     ended = camcli("run", folder, "--out", out, *other, "--keep-going")
     assert "7 of the records were made with another config" in ended.err
@@ -168,11 +168,11 @@ def test_keep_going_keeps_old_images_and_says_how_many(camcli: Camcli, done: tup
     assert camcli("run", folder, "--out", out, *other).code == 2
 
 
-def test_a_changed_picture_leaves_nothing_of_the_old_one(camcli: Camcli, tmp_path: Path) -> None:
-    folder, out = pictures(tmp_path / "in", 1), tmp_path / "out"
+def test_a_changed_image_leaves_nothing_of_the_old_one(camcli: Camcli, tmp_path: Path) -> None:
+    folder, out = images(tmp_path / "in", 1), tmp_path / "out"
     for target in (0, 1):
         (folder / "00.jpg").write_bytes(
-            (pictures(tmp_path / "more", 2) / f"0{target}.{'png' if target else 'jpg'}").read_bytes()
+            (images(tmp_path / "more", 2) / f"0{target}.{'png' if target else 'jpg'}").read_bytes()
         )
         assert camcli("run", folder, "--out", out, *SMALL, "-s", f"targets=[{target}]", "--keep-going").code == 0
     assert [p.name for p in (out / "overlays").iterdir()] == ["00.jpg.gradcam.1-class-1.jpg"]
@@ -252,8 +252,8 @@ def check_whole(out: Path) -> None:
 
 
 def test_kill_at_any_moment_then_run_again_equals_an_undisturbed_run(driver: Driver, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "in", 30)
-    (folder / "bad.jpg").write_text("no picture")
+    folder = images(tmp_path / "in", 30)
+    (folder / "bad.jpg").write_text("no image")
     words = ("run", folder, *SMALL, "-s", "maps=npz", "--out")
     driver.run(*words, tmp_path / "warm")
     durations = []
@@ -279,7 +279,7 @@ def test_kill_at_any_moment_then_run_again_equals_an_undisturbed_run(driver: Dri
 
 
 def test_the_second_of_two_runs_is_told_who_holds_the_folder(camcli: Camcli, driver: Driver, tmp_path: Path) -> None:
-    folder, out = pictures(tmp_path / "in", 40), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 40), tmp_path / "out"
     pid = driver.start("run", folder, "--out", out, *TINY, "-s", "runtime.batch_size=1", "-s", "methods=scorecam")
     wait_for_records(out)
     ended = camcli("run", folder, "--out", out, *TINY)
@@ -292,7 +292,7 @@ def test_the_second_of_two_runs_is_told_who_holds_the_folder(camcli: Camcli, dri
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_that_the_next_one_completes(driver: Driver, tmp_path: Path, number: int) -> None:
-    folder, out = pictures(tmp_path / "in", 60), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 60), tmp_path / "out"
     words = ("run", folder, "--out", out, *SMALL)
     pid = driver.start(*words)
     wait_for_records(out)
@@ -305,7 +305,7 @@ def test_a_signal_ends_a_run_that_the_next_one_completes(driver: Driver, tmp_pat
 
 
 def test_a_second_signal_stops_at_once(driver: Driver, tmp_path: Path) -> None:
-    folder, out = pictures(tmp_path / "in", 40), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 40), tmp_path / "out"
     slow = (*TINY, "-s", "runtime.batch_size=2", "-s", "methods=occlusion", "-s", "options={patch: 8, stride: 2}")
     pid = driver.start("run", folder, "--out", out, *slow)
     wait_for_records(out, 1)
@@ -322,7 +322,7 @@ def test_status_says_how_to_go_on(camcli: Camcli, done: tuple[Path, Path]) -> No
     assert "done            6" in told.out
     assert "failed          1  1 UnidentifiedImageError  bad.jpg" in told.out
     assert "--retry-failed" in told.out
-    save_picture(folder / "new.png", 33, 44, seed=7)
+    save_image(folder / "new.png", 33, 44, seed=7)
     (out / "reports" / "00.jpg.json").unlink()
     found: dict[str, Any] = json.loads(camcli("status", out, "--json").out)
     assert (found["missing"], found["damaged"], found["complete"]) == (["new.png"], ["00.jpg"], False)
@@ -337,11 +337,11 @@ def test_status_of_no_run_folder_is_an_error(camcli: Camcli, tmp_path: Path) -> 
     assert "no run folder" in ended.err
 
 
-def test_one_range_for_all_pictures_is_never_half_done(camcli: Camcli, tmp_path: Path) -> None:
-    folder, out = pictures(tmp_path / "in", 3), tmp_path / "out"
+def test_one_range_for_all_images_is_never_half_done(camcli: Camcli, tmp_path: Path) -> None:
+    folder, out = images(tmp_path / "in", 3), tmp_path / "out"
     words = ("run", folder, *SMALL, "-s", "overlay.scale=run", "--out")
     assert camcli(*words, out).code == 0
-    save_picture(folder / "new.png", 33, 44, seed=7)
+    save_image(folder / "new.png", 33, 44, seed=7)
     assert camcli(*words, out).code == 0
     assert camcli(*words, tmp_path / "once").code == 0
     assert contents(out) == contents(tmp_path / "once")
@@ -349,7 +349,7 @@ def test_one_range_for_all_pictures_is_never_half_done(camcli: Camcli, tmp_path:
 
 
 def test_a_run_is_running_until_it_ends_or_is_killed(camcli: Camcli, driver: Driver, tmp_path: Path) -> None:
-    folder, out = pictures(tmp_path / "in", 40), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 40), tmp_path / "out"
     pid = driver.start("run", folder, "--out", out, *TINY, "-s", "runtime.batch_size=1", "-s", "methods=scorecam")
     wait_for_records(out)
     told = manifest(out)

@@ -1,4 +1,4 @@
-"""The run command: files, records, exit codes and sentences, with real pictures and real processes."""
+"""The run command: files, records, exit codes and sentences, with real images and real processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from camcli.results.report import json_schema
 from camcli.results.rundir import RunDir
-from tests.conftest import PHOTOS, SHAPES, Ended, save_picture
+from tests.conftest import PHOTOS, SHAPES, Ended, save_image
 
 Camcli = Callable[..., Ended]
 
@@ -42,10 +42,10 @@ def manifest(out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Three pictures, one in a folder below."""
+def images(tmp_path: Path) -> Path:
+    """Three images, one in a folder below."""
     for seed, name in enumerate(("a.jpg", "b.png", "below/c.jpg")):
-        save_picture(tmp_path / "in" / name, 90 + 30 * seed, 80, seed)
+        save_image(tmp_path / "in" / name, 90 + 30 * seed, 80, seed)
     return tmp_path / "in"
 
 
@@ -55,8 +55,8 @@ def test_the_main_job_on_the_sample_scenes(camcli: Camcli, tmp_path: Path) -> No
     records = lines(tmp_path / "out")
     assert len(records) == 12
     for record in records:
-        with Image.open(SHAPES / record["id"]) as picture:
-            assert (record["width"], record["height"]) == picture.size
+        with Image.open(SHAPES / record["id"]) as image:
+            assert (record["width"], record["height"]) == image.size
         named = set(Path(record["id"]).stem.split("-")[1:])
         assert {h["target"]["label"] for h in record["heatmaps"] if h["target"]["probability"] >= 0.5} == named
         for heatmap in record["heatmaps"]:
@@ -74,9 +74,9 @@ def test_two_targets_on_one_scene_give_two_maps(camcli: Camcli, tmp_path: Path) 
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] < 0.5
 
 
-def test_maps_are_at_layer_resolution(camcli: Camcli, pictures: Path, tmp_path: Path) -> None:
+def test_maps_are_at_layer_resolution(camcli: Camcli, images: Path, tmp_path: Path) -> None:
     for kind in ("npz", "png16"):
-        ended = camcli("run", pictures, "--out", tmp_path / kind, *TINY, "-s", "targets={top: 2}", "-s", f"maps={kind}")
+        ended = camcli("run", images, "--out", tmp_path / kind, *TINY, "-s", "targets={top: 2}", "-s", f"maps={kind}")
         assert ended.code == 0, ended.err
     for npz_record, png_record in zip(lines(tmp_path / "npz"), lines(tmp_path / "png16"), strict=True):
         with np.load(tmp_path / "npz" / npz_record["maps"][0]) as arrays:
@@ -88,11 +88,11 @@ def test_maps_are_at_layer_resolution(camcli: Camcli, pictures: Path, tmp_path: 
                 assert np.abs(deep - heat).max() < 1e-4
 
 
-def test_a_bad_file_is_a_record_and_exit_code_1(camcli: Camcli, pictures: Path, tmp_path: Path) -> None:
-    (pictures / "aa.jpg").write_bytes(b"")
-    (pictures / "z.jpg").write_text("no picture")
-    (pictures / "cut.jpg").write_bytes((pictures / "a.jpg").read_bytes()[:300])
-    ended = camcli("run", pictures, "--out", tmp_path / "out", *TINY)
+def test_a_bad_file_is_a_record_and_exit_code_1(camcli: Camcli, images: Path, tmp_path: Path) -> None:
+    (images / "aa.jpg").write_bytes(b"")
+    (images / "z.jpg").write_text("no image")
+    (images / "cut.jpg").write_bytes((images / "a.jpg").read_bytes()[:300])
+    ended = camcli("run", images, "--out", tmp_path / "out", *TINY)
     assert ended.code == 1
     records = lines(tmp_path / "out")
     assert [r["id"] for r in records] == ["a.jpg", "aa.jpg", "b.png", "below/c.jpg", "cut.jpg", "z.jpg"]
@@ -112,23 +112,23 @@ def test_a_lone_bad_file_is_exit_code_1(camcli: Camcli, tmp_path: Path) -> None:
     assert [r["status"] for r in lines(tmp_path / "out")] == ["failed"]
 
 
-def test_exit_codes_of_what_the_user_gets_wrong(camcli: Camcli, pictures: Path, tmp_path: Path) -> None:
+def test_exit_codes_of_what_the_user_gets_wrong(camcli: Camcli, images: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     out = ("--out", tmp_path / "out")
     expected = {
-        (tmp_path / "empty", *out): (5, "no picture in"),
+        (tmp_path / "empty", *out): (5, "no image in"),
         (tmp_path / "missing", *out): (2, "no such file or folder"),
-        (pictures, *out, "-s", "modle=demo"): (2, "unknown key, did you mean 'model'?"),
-        (pictures, *out, "-m", "timm/resnet5"): (2, "did you mean 'resnet50'"),
-        (pictures, *out, "-m", "torchvision/resnet5"): (2, "did you mean 'resnet50'"),
-        (pictures, *out, "-s", "methods=grdcam"): (2, "unknown method 'grdcam', did you mean 'gradcam'"),
-        (pictures, *out, *TINY, "-s", "targets=[dog]"): (2, "the model has no class 'dog'"),
-        (pictures, *out, *TINY, "-s", "targets=[9]"): (2, "class 9 is not one of the model's 0..3"),
-        (pictures, *out, *TINY, "-s", "layer=layer5"): (2, "layer5"),
-        (pictures, *out, *TINY, "-s", "runtime.device=cuda:99"): (2, "runtime.device"),
-        (pictures, "--out", tmp_path / "file", *TINY): (2, "file is no folder; name another"),
-        (pictures,): (2, "--out"),
+        (images, *out, "-s", "modle=demo"): (2, "unknown key, did you mean 'model'?"),
+        (images, *out, "-m", "timm/resnet5"): (2, "did you mean 'resnet50'"),
+        (images, *out, "-m", "torchvision/resnet5"): (2, "did you mean 'resnet50'"),
+        (images, *out, "-s", "methods=grdcam"): (2, "unknown method 'grdcam', did you mean 'gradcam'"),
+        (images, *out, *TINY, "-s", "targets=[dog]"): (2, "the model has no class 'dog'"),
+        (images, *out, *TINY, "-s", "targets=[9]"): (2, "class 9 is not one of the model's 0..3"),
+        (images, *out, *TINY, "-s", "layer=layer5"): (2, "layer5"),
+        (images, *out, *TINY, "-s", "runtime.device=cuda:99"): (2, "runtime.device"),
+        (images, "--out", tmp_path / "file", *TINY): (2, "file is no folder; name another"),
+        (images,): (2, "--out"),
     }
     for words, (code, sentence) in expected.items():
         ended = camcli("run", *words)
@@ -137,7 +137,7 @@ def test_exit_codes_of_what_the_user_gets_wrong(camcli: Camcli, pictures: Path, 
         assert "Traceback" not in ended.err
 
 
-def test_weights_from_a_file_and_what_is_said_of_bad_ones(camcli: Camcli, pictures: Path, tmp_path: Path) -> None:
+def test_weights_from_a_file_and_what_is_said_of_bad_ones(camcli: Camcli, images: Path, tmp_path: Path) -> None:
     import timm
     import torch
 
@@ -150,13 +150,13 @@ def test_weights_from_a_file_and_what_is_said_of_bad_ones(camcli: Camcli, pictur
 
     def ended(weights: str, *more: str) -> Ended:
         model = f"model={{source: timm, name: test_resnet, num_classes: 4, weights: {tmp_path / weights}}}"
-        return camcli("run", pictures, "--out", tmp_path / weights / ".." / "out", "-s", model, *more)
+        return camcli("run", images, "--out", tmp_path / weights / ".." / "out", "-s", model, *more)
 
     labels = ("-s", f"model.labels={tmp_path / 'labels.txt'}", "-s", "targets=[Dog]")
     for name in ("good.safetensors", "good.pth"):
         out = tmp_path / name.replace(".", "-")
         model = f"model={{source: timm, name: test_resnet, num_classes: 4, weights: {tmp_path / name}}}"
-        assert camcli("run", pictures, "--out", out, "-s", model, "-s", "input.size=64", *labels).code == 0
+        assert camcli("run", images, "--out", out, "-s", model, "-s", "input.size=64", *labels).code == 0
         assert {h["target"]["label"] for r in lines(out) for h in r["heatmaps"]} == {"dog"}
     scores = [
         [p["logit"] for p in r["top"]] for name in ("good-safetensors", "good-pth") for r in lines(tmp_path / name)
@@ -168,59 +168,57 @@ def test_weights_from_a_file_and_what_is_said_of_bad_ones(camcli: Camcli, pictur
         ("missing.pth", "no such weights file"),
     ):
         model = f"model={{source: timm, name: test_resnet, num_classes: 4, weights: {tmp_path / name}}}"
-        failed = camcli("run", pictures, "--out", tmp_path / "out", "-s", model)
+        failed = camcli("run", images, "--out", tmp_path / "out", "-s", model)
         assert failed.code == 3
         assert sentence in failed.err
         assert name in failed.err
     wrong_head = f"model={{source: timm, name: test_resnet, num_classes: 5, weights: {tmp_path / 'good.pth'}}}"
-    failed = camcli("run", pictures, "--out", tmp_path / "out", "-s", wrong_head)
+    failed = camcli("run", images, "--out", tmp_path / "out", "-s", wrong_head)
     assert failed.code == 3
     assert "check model.name, model.num_classes" in failed.err
 
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18.a1_in1k"])
 def test_a_pretrained_model_that_is_not_there_says_what_to_do(
-    camcli: Camcli, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    camcli: Camcli, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    ended = camcli("run", pictures, "--out", tmp_path / "out", "-m", name, "--offline")
+    ended = camcli("run", images, "--out", tmp_path / "out", "-m", name, "--offline")
     assert ended.code == 3
     for part in ("resnet18", "not in ", "--offline forbids a download", "--set model.weights=FILE.safetensors"):
         assert part in ended.err
 
 
-def test_json_prints_the_manifest_alone_and_quiet_prints_nothing(
-    camcli: Camcli, pictures: Path, tmp_path: Path
-) -> None:
-    ended = camcli("run", pictures, "--out", tmp_path / "out", "--json", "--quiet", *TINY)
+def test_json_prints_the_manifest_alone_and_quiet_prints_nothing(camcli: Camcli, images: Path, tmp_path: Path) -> None:
+    ended = camcli("run", images, "--out", tmp_path / "out", "--json", "--quiet", *TINY)
     assert (ended.code, ended.err) == (0, "")
     assert json.loads(ended.out) == manifest(tmp_path / "out")
 
 
-def test_random_weights_are_warned_about(camcli: Camcli, pictures: Path, tmp_path: Path) -> None:
-    assert "weights are random" in camcli("run", pictures, "--out", tmp_path / "out", *TINY).err
+def test_random_weights_are_warned_about(camcli: Camcli, images: Path, tmp_path: Path) -> None:
+    assert "weights are random" in camcli("run", images, "--out", tmp_path / "out", *TINY).err
 
 
-def test_dry_run_lists_and_writes_nothing(camcli: Camcli, pictures: Path, tmp_path: Path) -> None:
-    ended = camcli("run", pictures, "--out", tmp_path / "out", "--dry-run", "--limit", "2")
+def test_dry_run_lists_and_writes_nothing(camcli: Camcli, images: Path, tmp_path: Path) -> None:
+    ended = camcli("run", images, "--out", tmp_path / "out", "--dry-run", "--limit", "2")
     assert (ended.code, ended.out) == (0, "")
     assert ended.err.splitlines()[:2] == ["a.jpg", "b.png"]
     assert not (tmp_path / "out").exists()
-    planned = camcli("run", pictures, "--out", tmp_path / "out", "--dry-run", "--json")
+    planned = camcli("run", images, "--out", tmp_path / "out", "--dry-run", "--json")
     assert json.loads(planned.out)["images"] == ["a.jpg", "b.png", "below/c.jpg"]
 
 
-def test_control_characters_in_names_do_not_reach_the_terminal(camcli: Camcli, tmp_path: Path, pictures: Path) -> None:
-    (pictures / "\x1b[31mred[bold].jpg").write_bytes((pictures / "a.jpg").read_bytes())
-    ended = camcli("run", pictures, "--out", tmp_path / "out", "--dry-run")
+def test_control_characters_in_names_do_not_reach_the_terminal(camcli: Camcli, tmp_path: Path, images: Path) -> None:
+    (images / "\x1b[31mred[bold].jpg").write_bytes((images / "a.jpg").read_bytes())
+    ended = camcli("run", images, "--out", tmp_path / "out", "--dry-run")
     assert "\x1b" not in ended.err
     assert r"\x1b[31mred[bold].jpg" in ended.err
-    assert camcli("run", pictures, "--out", tmp_path / "out", *TINY).code == 0
+    assert camcli("run", images, "--out", tmp_path / "out", *TINY).code == 0
     assert "\x1b[31mred[bold].jpg" in {r["id"] for r in lines(tmp_path / "out")}
 
 
-def test_run_wide_scale_shows_which_picture_has_more_evidence(camcli: Camcli, tmp_path: Path) -> None:
+def test_run_wide_scale_shows_which_image_has_more_evidence(camcli: Camcli, tmp_path: Path) -> None:
     shapes = sorted(SHAPES.iterdir())[:3]
     common = ("-s", "targets={top: 1}", "-s", "overlay={format: png, colormap: gray, alpha: 1, size: model}")
     for scale in ("image", "run"):
@@ -238,7 +236,7 @@ def test_run_wide_scale_shows_which_picture_has_more_evidence(camcli: Camcli, tm
     assert np.abs(np.array(brightest["run"]) - expected).max() < 16
 
 
-def test_batch_size_and_threads_change_nothing(camcli: Camcli, pictures: Path, tmp_path: Path) -> None:
+def test_batch_size_and_threads_change_nothing(camcli: Camcli, images: Path, tmp_path: Path) -> None:
     for name, batch, threads in (("one", 1, 1), ("many", 3, 4)):
         options = ("-s", f"runtime.batch_size={batch}", "-s", f"runtime.threads={threads}")
         assert camcli("run", SHAPES, "--out", tmp_path / name, *options).code == 0
@@ -249,9 +247,9 @@ def test_batch_size_and_threads_change_nothing(camcli: Camcli, pictures: Path, t
             assert one["peak"] == many["peak"]
 
 
-def test_a_second_run_in_the_same_folder_waits_for_nobody(camcli: Camcli, pictures: Path, tmp_path: Path) -> None:
+def test_a_second_run_in_the_same_folder_waits_for_nobody(camcli: Camcli, images: Path, tmp_path: Path) -> None:
     with RunDir(tmp_path / "out"):
-        ended = camcli("run", pictures, "--out", tmp_path / "out", *TINY)
+        ended = camcli("run", images, "--out", tmp_path / "out", *TINY)
     assert ended.code == 75
     assert "another run writes there" in ended.err
 

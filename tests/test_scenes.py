@@ -1,4 +1,4 @@
-"""The scene generator, the sample pictures, and the quality of the weights that were trained on it."""
+"""The scene generator, the sample images, and the quality of the weights that were trained on it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRANSFORMERS = Path(__file__).with_name("weights")
 SIZES = [(128, 128), (200, 90), (97, 160)]
 
 
-def test_the_same_seed_and_index_draw_the_same_picture() -> None:
+def test_the_same_seed_and_index_draw_the_same_image() -> None:
     first, again, other = scene(3, 4), scene(3, 4), scene(3, 5)
     assert np.array_equal(first.image, again.image)
     assert [label for label, _ in first.shapes] == [label for label, _ in again.shapes]
@@ -71,7 +71,7 @@ def test_every_label_has_an_outline() -> None:
     assert tuple(OUTLINES) == LABELS
 
 
-def test_sample_pictures_are_small_varied_and_drawn_by_the_script(tmp_path: Path) -> None:
+def test_sample_images_are_small_varied_and_drawn_by_the_script(tmp_path: Path) -> None:
     for path in write_samples(tmp_path):
         kept = SAMPLE_IMAGES / path.name
         assert kept.stat().st_size < 120_000

@@ -18,7 +18,7 @@ from camcli.errors import ConfigError, ItemError, OutputError
 from camcli.results.rundir import RunDir
 from camcli.results.storage import remove
 from tests.conftest import REPO, Ended
-from tests.test_resume import pictures
+from tests.test_resume import images
 from tests.test_run import TINY, lines
 
 Camcli = Callable[..., Ended]
@@ -43,14 +43,14 @@ def test_weights_that_run_code_are_refused_by_name(
     else:
         Path("trap.pth").write_bytes(pickle.dumps(Trap()))
     model = "model={source: timm, name: test_resnet, weights: trap.pth}"
-    ended = camcli("run", pictures(tmp_path / "in", 1), "--out", "out", "-s", model)
+    ended = camcli("run", images(tmp_path / "in", 1), "--out", "out", "-s", model)
     assert ended.code == 3
     assert "trap.pth: refused, it holds more than tensors and could run code" in ended.err
     assert not Path("pwned").exists()
 
 
 def test_weights_that_are_not_the_expected_ones_are_refused(camcli: Camcli, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "in", 1)
+    folder = images(tmp_path / "in", 1)
     wrong = "0" * 64
     ended = camcli("run", folder, "--out", tmp_path / "out", "-s", f"model.weights_sha256={wrong!r}")
     assert ended.code == 3
@@ -102,7 +102,7 @@ def test_nothing_outside_the_run_folder_is_written_or_deleted(tmp_path: Path, na
 
 
 def test_links_planted_in_the_run_folder_are_not_followed(camcli: Camcli, tmp_path: Path) -> None:
-    folder, out, victim = pictures(tmp_path / "in", 1), tmp_path / "out", tmp_path / "victim"
+    folder, out, victim = images(tmp_path / "in", 1), tmp_path / "out", tmp_path / "victim"
     victim.mkdir()
     out.mkdir()
     (out / "overlays").symlink_to(victim)
@@ -119,7 +119,7 @@ def test_links_planted_in_the_run_folder_are_not_followed(camcli: Camcli, tmp_pa
 
 
 def test_records_cannot_make_fresh_delete_what_is_not_camclis(camcli: Camcli, tmp_path: Path) -> None:
-    folder, out = pictures(tmp_path / "in", 1), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 1), tmp_path / "out"
     assert camcli("run", folder, "--out", out, *TINY).code == 0
     record = lines(out)[0]
     precious = [tmp_path / "precious.txt", out / "notes.txt"]
@@ -133,9 +133,9 @@ def test_records_cannot_make_fresh_delete_what_is_not_camclis(camcli: Camcli, tm
 
 def test_names_cannot_command_the_terminal(camcli: Camcli, tmp_path: Path) -> None:
     folder = tmp_path / "in"
-    pictures(folder, 1)
+    images(folder, 1)
     for name in ("\x1b]0;title\x07.jpg", "\x9b31m.jpg", "\u202egpj.exe", "a\nb.jpg", "\udcff.jpg", "\r.jpg"):
-        (folder / name).write_text("no picture")
+        (folder / name).write_text("no image")
     told = [
         camcli("run", folder, "--out", tmp_path / "\x1b[31mout", *TINY, "--json"),
         camcli("run", folder, "--out", tmp_path / "\x1b[31mout", *TINY, "--retry-failed", "--log-format", "json"),
@@ -157,7 +157,7 @@ def test_offline_is_absolute(camcli: Camcli, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    folder = pictures(tmp_path / "in", 1)
+    folder = images(tmp_path / "in", 1)
     for name in ("timm/resnet18.a1_in1k", "torchvision/resnet18"):
         assert camcli("run", folder, "--out", tmp_path / "out", "-m", name, "--offline").code == 3
         assert camcli("models", "fetch", name, "--offline").code == 3
@@ -174,6 +174,6 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
 def test_embedded_weights_are_what_the_manifest_says(camcli: Camcli, tmp_path: Path) -> None:
     import hashlib
 
-    assert camcli("run", pictures(tmp_path / "in", 1), "--out", tmp_path / "out").code == 0
+    assert camcli("run", images(tmp_path / "in", 1), "--out", tmp_path / "out").code == 0
     told = json.loads((tmp_path / "out" / "run.json").read_text())
     assert told["model"]["weights_sha256"] == hashlib.sha256(DEMO_WEIGHTS.read_bytes()).hexdigest()

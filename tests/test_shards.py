@@ -11,7 +11,7 @@ import pytest
 from camcli.errors import ConfigError
 from camcli.results.shard import Shard, shard_of
 from tests.conftest import Ended
-from tests.test_resume import SMALL, contents, pictures, times
+from tests.test_resume import SMALL, contents, images, times
 from tests.test_run import manifest
 
 Camcli = Callable[..., Ended]
@@ -21,9 +21,9 @@ PARTS = 3
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten pictures and one that fails."""
-    found = pictures(tmp_path / "in", 10)
-    (found / "bad.jpg").write_text("no picture")
+    """Ten images and one that fails."""
+    found = images(tmp_path / "in", 10)
+    (found / "bad.jpg").write_text("no image")
     return found
 
 
@@ -141,7 +141,7 @@ def test_a_slurm_array_is_split_and_says_so(
 
 
 def test_a_part_without_images_is_finished(camcli: Camcli, tmp_path: Path) -> None:
-    folder, out = pictures(tmp_path / "in", 1), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 1), tmp_path / "out"
     for index in (1, 2):
         assert camcli("run", folder, "--out", out, *SMALL, "--shard", f"{index}/2").code == 0
     assert camcli("merge", out).code == 0

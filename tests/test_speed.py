@@ -15,7 +15,7 @@ from PIL import Image
 from camcli.config.file import load_config
 from camcli.config.schema import InputConfig, OverlayConfig
 from camcli.images import geometry
-from camcli.images.decode import Preprocess, load_picture
+from camcli.images.decode import Preprocess, load_image
 from camcli.images.find import discover
 from camcli.pipeline.job import Job
 from camcli.pipeline.prepare import prepare
@@ -25,7 +25,7 @@ from camcli.pipeline.stopwatch import Step, Stopwatch, bottleneck
 from camcli.records import Box
 from camcli.render import colour as render
 from camcli.render.overlay import encode, paint
-from tests.conftest import SHAPES, Ended, save_picture
+from tests.conftest import SHAPES, Ended, save_image
 from tests.test_run import TINY, lines
 
 Camcli = Callable[..., Ended]
@@ -47,10 +47,10 @@ def photograph(path: Path, width: int, height: int, turned: int = 1) -> Path:
 
 @pytest.mark.parametrize("crop", ["center", "squash", "pad"])
 @pytest.mark.parametrize("turned", [1, 3, 6])
-def test_a_reduced_picture_gives_nearly_the_same_input(tmp_path: Path, crop: str, turned: int) -> None:
+def test_a_reduced_image_gives_nearly_the_same_input(tmp_path: Path, crop: str, turned: int) -> None:
     preprocess = PREPROCESS.override(InputConfig.model_validate({"crop": crop}))
     path = photograph(tmp_path / "x.jpg", 1600, 1200, turned)
-    whole, reduced = load_picture(path, preprocess), load_picture(path, preprocess, whole=False)
+    whole, reduced = load_image(path, preprocess), load_image(path, preprocess, whole=False)
     assert reduced.image is None
     assert (reduced.size, reduced.seen) == (whole.size, whole.seen)
     assert whole.size == ((1200, 1600) if turned == 6 else (1600, 1200))
@@ -60,14 +60,14 @@ def test_a_reduced_picture_gives_nearly_the_same_input(tmp_path: Path, crop: str
 
 
 @pytest.mark.parametrize("size", [(1601, 1200), (1600, 1203), (140, 130)], ids=str)
-def test_a_picture_that_does_not_divide_or_is_small_is_decoded_whole(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_a_image_that_does_not_divide_or_is_small_is_decoded_whole(tmp_path: Path, size: tuple[int, int]) -> None:
     path = photograph(tmp_path / "x.jpg", *size)
-    whole, reduced = load_picture(path, PREPROCESS), load_picture(path, PREPROCESS, whole=False)
+    whole, reduced = load_image(path, PREPROCESS), load_image(path, PREPROCESS, whole=False)
     assert np.array_equal(whole.input, reduced.input)
     assert whole.seen == reduced.seen
 
 
-def test_overlays_of_the_model_s_size_need_no_whole_picture(
+def test_overlays_of_the_model_s_size_need_no_whole_image(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -110,20 +110,20 @@ def test_heat_between_cells_is_what_pillow_computes() -> None:
     assert np.abs(np.asarray(grey).astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
-def test_only_the_last_overlay_is_painted_on_the_picture_itself(tmp_path: Path) -> None:
-    picture = load_picture(save_picture(tmp_path / "x.png", 90, 70), PREPROCESS)
-    assert picture.image is not None
-    heat, before = np.ones((3, 3), dtype=np.float32), picture.image.tobytes()
-    copied = paint(picture, heat, OverlayConfig())
-    assert picture.image.tobytes() == before
-    assert paint(picture, heat, OverlayConfig(), last=True).tobytes() == copied.tobytes()
-    assert picture.image.tobytes() == copied.tobytes()
+def test_only_the_last_overlay_is_painted_on_the_image_itself(tmp_path: Path) -> None:
+    image = load_image(save_image(tmp_path / "x.png", 90, 70), PREPROCESS)
+    assert image.image is not None
+    heat, before = np.ones((3, 3), dtype=np.float32), image.image.tobytes()
+    copied = paint(image, heat, OverlayConfig())
+    assert image.image.tobytes() == before
+    assert paint(image, heat, OverlayConfig(), last=True).tobytes() == copied.tobytes()
+    assert image.image.tobytes() == copied.tobytes()
 
 
 @pytest.mark.parametrize("format_", ["jpg", "png", "webp"])
 def test_a_file_in_memory_is_the_file_on_disk(tmp_path: Path, format_: str) -> None:
     config = OverlayConfig.model_validate({"format": format_})
-    with Image.open(save_picture(tmp_path / "x.png", 60, 50)) as stored:
+    with Image.open(save_image(tmp_path / "x.png", 60, 50)) as stored:
         image = stored.convert("RGB")
     path, buffer = tmp_path / f"y.{format_}", io.BytesIO()
     options: dict[str, Any] = {"compress_level": 1} if format_ == "png" else {"quality": 90}
@@ -142,7 +142,7 @@ def seconds(**given: float) -> dict[Step, float]:
 @pytest.mark.parametrize(
     ("found", "bound"),
     [
-        (seconds(wait_for_pictures=8, decode=9, forward=30), "decode"),
+        (seconds(wait_for_images=8, decode=9, forward=30), "decode"),
         (seconds(wait_for_the_model=8, decode=50, forward=7, backward=1), "forward"),
         (seconds(wait_for_the_model=8, forward=1, backward=7), "backward"),
         (seconds(wait_for_files=8, forward=30, encode=3, write=5), "write"),

@@ -15,7 +15,7 @@ from camcli.config.schema import OptionsConfig
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.layers import resolve_layer
 from camcli.engine.methods import METHODS
-from tests.conftest import Ended, loaded, save_picture
+from tests.conftest import Ended, loaded, save_image
 from tests.test_engine import pixels
 from tests.test_run import TINY
 
@@ -102,7 +102,7 @@ def test_a_run_that_does_not_fill_its_last_batch_pays_for_its_images_alone(
     camcli: Callable[..., Ended], rows: list[int], tmp_path: Path
 ) -> None:
     for seed in range(5):
-        save_picture(tmp_path / "in" / f"{seed}.png", 40, 40, seed)
+        save_image(tmp_path / "in" / f"{seed}.png", 40, 40, seed)
     totals = {}
     for method in ("gradcam", "occlusion"):
         rows.clear()

@@ -20,16 +20,16 @@ from camcli.cli import stdio
 from camcli.cli.app import main
 from camcli.pipeline import crash
 from camcli.results.versions import versions
-from tests.conftest import Ended, save_picture
+from tests.conftest import Ended, save_image
 from tests.test_run import TINY, lines
 
 Camcli = Callable[..., Ended]
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    """One picture in a folder."""
-    return save_picture(tmp_path / "in" / "a.jpg", 90, 80).parent
+def image(tmp_path: Path) -> Path:
+    """One image in a folder."""
+    return save_image(tmp_path / "in" / "a.jpg", 90, 80).parent
 
 
 def full() -> TextIO:
@@ -64,10 +64,10 @@ def code_of(monkeypatch: pytest.MonkeyPatch, *words: object, **streams: TextIO |
 
 @pytest.mark.parametrize("stream", [full, unread, closed])
 def test_a_run_is_done_whatever_becomes_of_its_messages(
-    monkeypatch: pytest.MonkeyPatch, picture: Path, tmp_path: Path, stream: Callable[[], TextIO | None]
+    monkeypatch: pytest.MonkeyPatch, image: Path, tmp_path: Path, stream: Callable[[], TextIO | None]
 ) -> None:
-    words = ("run", picture, "--out", tmp_path / "out", *TINY)
-    (picture / "b.jpg").write_text("no picture")
+    words = ("run", image, "--out", tmp_path / "out", *TINY)
+    (image / "b.jpg").write_text("no image")
     assert code_of(monkeypatch, *words, stderr=stream()) == 1
     assert [record["status"] for record in lines(tmp_path / "out")] == ["done", "failed"]
 
@@ -76,12 +76,12 @@ def test_a_run_is_done_whatever_becomes_of_its_messages(
 def test_a_result_that_cannot_be_printed_is_told(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-    picture: Path,
+    image: Path,
     tmp_path: Path,
     stream: Callable[[], TextIO | None],
     code: int,
 ) -> None:
-    words = ("run", picture, "--out", tmp_path / "out", "--json", "--quiet", *TINY)
+    words = ("run", image, "--out", tmp_path / "out", "--json", "--quiet", *TINY)
     assert code_of(monkeypatch, *words, stdout=stream()) == code
     assert len(lines(tmp_path / "out")) == 1
     said = "camcli: standard output cannot be written: No space left on device\n"
@@ -107,7 +107,7 @@ def started(*words: object, **how: Any) -> subprocess.CompletedProcess[bytes]:
 
 def test_characters_that_the_terminal_lacks_are_escaped(camcli: Camcli, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "日.jpg").write_text("no picture")
+    (tmp_path / "in" / "日.jpg").write_text("no image")
     assert camcli("run", tmp_path / "in", "--out", tmp_path / "out", *TINY).code == 1
     ended = started("status", tmp_path / "out", env={**os.environ, "PYTHONIOENCODING": "latin-1"})
     assert (ended.returncode, ended.stderr) == (1, b"")
@@ -135,13 +135,13 @@ def broken(*words: object, **more: object) -> None:
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, BrokenPipeError, MemoryError, RecursionError])
 def test_a_defect_is_exit_code_70_with_a_log_in_the_run_folder(
-    camcli: Camcli, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    camcli: Camcli, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     def fail(*words: object) -> None:
         raise error("nobody\nexpected this")
 
     monkeypatch.setattr("camcli.pipeline.run._planned", fail)
-    ended = camcli("run", picture, "--out", tmp_path / "out", *TINY, "--log-format", "json")
+    ended = camcli("run", image, "--out", tmp_path / "out", *TINY, "--log-format", "json")
     told = json.loads(ended.err.splitlines()[-1])
     assert (ended.code, told["event"], told["exit_code"]) == (70, "error", 70)
     assert f"unexpected error, {error.__name__}: nobody expected this" in told["message"]

@@ -22,7 +22,7 @@ from camcli.pipeline.interrupt import Interrupt
 from camcli.results.rundir import RunDir
 from tests.conftest import REPO, Ended
 from tests.test_faults import failing_engine
-from tests.test_resume import SMALL, contents, pictures
+from tests.test_resume import SMALL, contents, images
 from tests.test_run import TINY, lines, manifest
 from tests.test_workers import TWO, children, gone
 
@@ -75,7 +75,7 @@ main()
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 @pytest.mark.parametrize("code", [WHILE_IT_IMPORTS, WHILE_IT_LOADS], ids=["imports", "loads"])
 def test_a_signal_during_the_start_acts_at_once(camcli: Camcli, tmp_path: Path, code: str, number: int) -> None:
-    folder, out = pictures(tmp_path / "in", 2), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 2), tmp_path / "out"
     run = started(code, "run", folder, "--out", out, *SMALL)
     run.send_signal(number)
     code_, err = ended(run)
@@ -88,7 +88,7 @@ def test_a_signal_during_the_start_acts_at_once(camcli: Camcli, tmp_path: Path, 
 def test_a_signal_finishes_one_batch_of_each_engine_and_says_so(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: str
 ) -> None:
-    folder, out = pictures(tmp_path / "in", 40), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 40), tmp_path / "out"
     batches: list[int] = []
     told, both = threading.Event(), threading.Barrier(2)
     real = Progress.tell_now
@@ -128,14 +128,14 @@ def test_a_signal_while_all_are_painted_in_one_range_ends_the_run(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(RunDir, "append", interrupting)
-    folder, out = pictures(tmp_path / "in", 12), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 12), tmp_path / "out"
     assert camcli("run", folder, "--out", out, *SMALL, "-s", "overlay.scale=run").code == 143
     assert len(lines(out)) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_signal_to_all_processes_while_workers_import_is_told_by_the_exit_code(tmp_path: Path) -> None:
-    words = ["run", str(pictures(tmp_path / "in", 8)), "--out", str(tmp_path / "out"), *SMALL, *TWO]
+    words = ["run", str(images(tmp_path / "in", 8)), "--out", str(tmp_path / "out"), *SMALL, *TWO]
     run = subprocess.Popen(
         [sys.executable, "-m", "camcli", *words], cwd=REPO, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -198,7 +198,7 @@ def test_all_threads_have_ended_before_the_folder_is_free(
 
     monkeypatch.setattr(RunDir, "write", writing)
     monkeypatch.setattr(RunDir, "append", full)
-    folder = pictures(tmp_path / "in", 40)
+    folder = images(tmp_path / "in", 40)
     assert camcli("run", folder, "--out", tmp_path / "out", *SMALL, "-s", f"overlay.scale={scale}").code == 3
     assert threads_at_the_end == []
     assert 0 < len(written) < 2 * 40
@@ -208,9 +208,9 @@ def test_all_threads_have_ended_before_the_folder_is_free(
 def test_no_more_failures_are_recorded_than_the_limit_and_one(
     camcli: Camcli, tmp_path: Path, words: tuple[str, ...], recorded: int
 ) -> None:
-    folder, out = pictures(tmp_path / "in", 4), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 4), tmp_path / "out"
     for i in range(60):
-        (folder / f"a{i:02}.jpg").write_text("no picture")
+        (folder / f"a{i:02}.jpg").write_text("no image")
     stopped = camcli("run", folder, "--out", out, *TINY, *words)
     assert stopped.code == 1
     assert manifest(out)["counts"] == {"done": 4, "failed": recorded, "skipped": 60 - recorded}
@@ -220,7 +220,7 @@ def test_no_more_failures_are_recorded_than_the_limit_and_one(
 def test_all_devices_cannot_share_one_range_when_they_are_several(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("run", pictures(tmp_path / "in", 3), "--out", tmp_path / "out", *TINY, "-s", "overlay.scale=run")
+    words = ("run", images(tmp_path / "in", 3), "--out", tmp_path / "out", *TINY, "-s", "overlay.scale=run")
     for count, code in ((2, 2), (1, 0)):
         monkeypatch.setattr("camcli.pipeline.prepare.devices_of", lambda names, n=count: [torch.device("cpu")] * n)
         refused = camcli(*words, "--device", "all")

@@ -26,9 +26,9 @@ from camcli.results.resume import vanished
 from camcli.results.rundir import RunDir
 from camcli.results.shard import shard_of
 from camcli.results.storage import fitted, make_folders, remove, sweep, write_all, write_atomic
-from tests.conftest import Ended, save_picture
+from tests.conftest import Ended, save_image
 from tests.test_readback import RECORD, TOLD
-from tests.test_resume import SMALL, pictures
+from tests.test_resume import SMALL, images
 from tests.test_run import lines, manifest
 
 Camcli = Callable[..., Ended]
@@ -139,7 +139,7 @@ def test_sweeping_takes_temporary_files_only(tmp_path: Path) -> None:
 
 
 def test_records_cannot_make_tidying_delete_what_is_not_camclis(camcli: Camcli, tmp_path: Path) -> None:
-    folder, out = pictures(tmp_path / "in", 2), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 2), tmp_path / "out"
     assert camcli("run", folder, "--out", out, *SMALL).code == 0
     first, second = lines(out)
     precious = [tmp_path / "precious.txt", out / "notes.txt", out / "results-1-of-2.txt", out / "overlays2" / "x"]
@@ -186,18 +186,18 @@ def test_a_dangling_link_is_still_an_input(tmp_path: Path) -> None:
 
 
 def test_a_dangling_link_is_a_failure_until_it_leads_somewhere(camcli: Camcli, tmp_path: Path) -> None:
-    folder, out = pictures(tmp_path / "in", 1), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 1), tmp_path / "out"
     (folder / "link.jpg").symlink_to(tmp_path / "later.jpg")
     words = ("run", folder, "--out", out, *SMALL)
     assert camcli(*words).code == 1
     assert "nothing to do" in camcli(*words).err
-    save_picture(tmp_path / "later.jpg", 40, 40)
+    save_image(tmp_path / "later.jpg", 40, 40)
     assert camcli(*words).code == 0
     assert len(lines(out)) == 2
 
 
 def test_a_merged_run_began_with_its_first_part(camcli: Camcli, tmp_path: Path) -> None:
-    folder, out = pictures(tmp_path / "in", 8), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 8), tmp_path / "out"
     for part, started in (("1-of-2", "2024-01-02T00:00:00+00:00"), ("2-of-2", "2024-01-01T00:00:00+00:00")):
         assert camcli("run", folder, "--out", out, *SMALL, "--shard", part.replace("-of-", "/")).code == 0
         told = json.loads((out / f"run-{part}.json").read_text())
@@ -211,7 +211,7 @@ def test_a_merged_run_began_with_its_first_part(camcli: Camcli, tmp_path: Path) 
 def test_a_share_of_errors_is_of_the_images_of_the_part(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = pictures(tmp_path / "in", 20)
+    folder = images(tmp_path / "in", 20)
     jobs: list[Job] = []
 
     def run(found: Job, *_: Any) -> int:
@@ -241,7 +241,7 @@ def test_a_home_folder_in_a_path_is_the_same_file_for_a_run_and_the_next(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    folder, out = pictures(tmp_path / "in", 2), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 2), tmp_path / "out"
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
     words = ("run", folder, "--out", out, *SMALL, "-s", "model.labels=~/labels.txt")
     assert camcli(*words).code == 0
@@ -284,10 +284,10 @@ def test_what_a_killed_run_left_half_written_is_swept(tmp_path: Path, status: st
 
 
 def test_a_record_without_its_end_is_not_joined_with_the_next(camcli: Camcli, tmp_path: Path) -> None:
-    folder, out = pictures(tmp_path / "in", 2), tmp_path / "out"
+    folder, out = images(tmp_path / "in", 2), tmp_path / "out"
     assert camcli("run", folder, "--out", out, *SMALL).code == 0
     (out / "results.jsonl").write_bytes((out / "results.jsonl").read_bytes()[:-1])
-    save_picture(folder / "new.jpg", 40, 40)
+    save_image(folder / "new.jpg", 40, 40)
     assert camcli("run", folder, "--out", out, *SMALL).code == 0
     assert [record["id"] for record in lines(out)] == ["00.jpg", "01.png", "new.jpg"]
 
@@ -295,7 +295,7 @@ def test_a_record_without_its_end_is_not_joined_with_the_next(camcli: Camcli, tm
 def test_records_come_into_the_order_of_the_images(camcli: Camcli, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     for name in ("b.jpg", "a.jpg"):
-        save_picture(folder / name, 40, 40)
+        save_image(folder / name, 40, 40)
         assert camcli("run", folder, "--out", out, *SMALL).code == 0
     assert [record["id"] for record in lines(out)] == ["a.jpg", "b.jpg"]
 

@@ -1,4 +1,4 @@
-"""A tuned network is the same function: folded norms, other memory layouts, compiled parts, twins on other threads."""
+"""A tuned network is the same function: folded norms, memory layouts, compiled parts, replicas on other threads."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from camcli.engine.folding import fold
 from camcli.engine.layers import resolve_layer
 from camcli.engine.methods import METHODS
 from camcli.engine.tap import cut
-from camcli.engine.tuning import tune, twins
+from camcli.engine.tuning import replicas, tune
 from camcli.models.loaded import LoadedModel
 from tests import tuned
-from tests.conftest import Ended, loaded, save_picture
+from tests.conftest import Ended, loaded, save_image
 from tests.nets import trained
 from tests.test_engine import GRADCAM, correlation, explanations, layer_of, pixels
 from tests.test_run import TINY
@@ -31,7 +31,7 @@ from tests.test_run import TINY
 Camcli = Callable[..., Ended]
 
 
-def picture(side: int = 64) -> Tensor:
+def image(side: int = 64) -> Tensor:
     """float32 [2,3,H,W]."""
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
 
@@ -51,9 +51,9 @@ def picture(side: int = 64) -> Tensor:
 def test_folded_norms_give_the_same_logits(build: Callable[[], nn.Module], norms: int) -> None:
     torch.manual_seed(0)
     module = trained(build())
-    before = module(picture())
-    assert fold(module, picture()) == norms
-    assert (module(picture()) - before).abs().max() <= 1e-4 * before.abs().max()
+    before = module(image())
+    assert fold(module, image()) == norms
+    assert (module(image()) - before).abs().max() <= 1e-4 * before.abs().max()
 
 
 def test_norms_with_small_variances_are_folded_with_their_constant() -> None:
@@ -64,9 +64,9 @@ def test_norms_with_small_variances_are_folded_with_their_constant() -> None:
     variance = module.get_submodule("1").running_var
     assert isinstance(variance, Tensor)
     variance.fill_(1e-4)
-    before = module(picture(16))
-    assert fold(module, picture(16)) == 1
-    assert (module(picture(16)) - before).abs().max() <= 1e-4 * before.abs().max()
+    before = module(image(16))
+    assert fold(module, image(16)) == 1
+    assert (module(image(16)) - before).abs().max() <= 1e-4 * before.abs().max()
 
 
 class Unfoldable(nn.Module):
@@ -93,9 +93,9 @@ class Unfoldable(nn.Module):
 def test_a_convolution_that_others_use_too_is_left_alone() -> None:
     torch.manual_seed(0)
     module = trained(Unfoldable())
-    before = module(picture(16))
-    assert fold(module, picture(16)) == 0
-    assert torch.equal(module(picture(16)), before)
+    before = module(image(16))
+    assert fold(module, image(16)) == 0
+    assert torch.equal(module(image(16)), before)
 
 
 class OnePair(nn.Module):
@@ -118,9 +118,9 @@ class OnePair(nn.Module):
 def test_the_only_pair_is_folded_beside_others_that_look_like_one() -> None:
     torch.manual_seed(0)
     module = trained(OnePair())
-    before = module(picture(16))
-    assert fold(module, picture(16)) == 1
-    assert (module(picture(16)) - before).abs().max() <= 1e-4 * before.abs().max()
+    before = module(image(16))
+    assert fold(module, image(16)) == 1
+    assert (module(image(16)) - before).abs().max() <= 1e-4 * before.abs().max()
 
 
 class ReadsWeights(nn.Module):
@@ -141,8 +141,8 @@ def test_folding_that_changes_the_logits_is_undone() -> None:
     torch.manual_seed(0)
     module = trained(ReadsWeights())
     whole = copy.deepcopy(module)
-    assert fold(module, picture(16)) == 0
-    assert torch.equal(module(picture(16)), whole(picture(16)))
+    assert fold(module, image(16)) == 0
+    assert torch.equal(module(image(16)), whole(image(16)))
     assert "forward" not in vars(module.norm)
 
 
@@ -162,11 +162,11 @@ def test_what_a_tap_sees_is_not_folded_away(name: str, path: str, spared: int) -
     module = trained(timm.create_model(name, num_classes=3))
     taps = layer_of(path).taps
     with cut(module, taps) as before:
-        module(picture())
-    pairs = fold(copy.deepcopy(module), picture())
-    assert fold(module, picture(), taps) == pairs - spared
+        module(image())
+    pairs = fold(copy.deepcopy(module), image())
+    assert fold(module, image(), taps) == pairs - spared
     with cut(module, taps) as after:
-        module(picture())
+        module(image())
     [expected], [found] = before.values(), after.values()
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
@@ -198,7 +198,7 @@ def test_twins_share_weights_and_explain_at_the_same_time(name: str) -> None:
     model = loaded(timm.create_model(name, num_classes=5), classes=5)
     size = 64 if name == "test_resnet" else 160
     engine = Engine(model, [resolve_layer(model.module, (size, size))], [GRADCAM])
-    engines = twins(engine, 3)
+    engines = replicas(engine, 3)
     assert len({id(e.module) for e in engines}) == 3
     assert len({p.data_ptr() for e in engines for p in e.module.parameters()}) == len(list(model.module.parameters()))
     batches = [pixels(3, size, seed) for seed in range(9)]
@@ -231,7 +231,7 @@ def test_a_compiled_network_gives_the_same_maps() -> None:
 def test_what_cannot_be_compiled_is_said_before_the_run(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_picture(tmp_path / "in" / "x.png", 80, 60)
+    save_image(tmp_path / "in" / "x.png", 80, 60)
     words = ("run", tmp_path / "in", "--out", tmp_path / "out", *TINY, "-s", "runtime.compile=true")
     ended = camcli(*words, "-s", "methods=guided-backprop")
     assert (ended.code, "guided-backprop" in ended.err) == (2, True), ended.err

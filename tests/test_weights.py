@@ -27,7 +27,7 @@ from camcli.errors import ModelError, OfflineError
 from camcli.models.offline import no_network
 from camcli.models.source import load_model
 from camcli.models.weights import read_state_dict
-from tests.conftest import Ended, save_picture
+from tests.conftest import Ended, save_image
 from tests.test_run import lines
 
 Camcli = Callable[..., Ended]
@@ -149,9 +149,9 @@ IMPOSTORS = {
 def test_what_is_no_weights_file_is_said_to_be_what_it_is(camcli: Camcli, tmp_path: Path, name: str) -> None:
     data, sentence = IMPOSTORS[name]
     (tmp_path / name).write_bytes(data)
-    picture = save_picture(tmp_path / "a.jpg", 64, 64)
+    image = save_image(tmp_path / "a.jpg", 64, 64)
     model = f"model={{source: timm, name: test_resnet, weights: {tmp_path / name}}}"
-    ended = camcli("run", picture, "--out", tmp_path / "out", "-s", model)
+    ended = camcli("run", image, "--out", tmp_path / "out", "-s", model)
     assert ended.code == 3
     assert sentence in ended.err
     assert not any(word in ended.err for word in ("`weights_only`", "\x1b", "\\x1b", "Traceback"))
@@ -234,7 +234,7 @@ def test_a_file_of_weights_is_never_replaced_by_the_published_ones(
 ) -> None:
     save_file({}, tmp_path / "w.safetensors")
     words = ("-m", name, "-s", f"model.weights={tmp_path / 'w.safetensors'}", *offline)
-    ended = camcli("run", save_picture(tmp_path / "a.jpg", 64, 64), "--out", tmp_path / "out", *words)
+    ended = camcli("run", save_image(tmp_path / "a.jpg", 64, 64), "--out", tmp_path / "out", *words)
     assert ended.code == 3
     assert "w.safetensors: holds no tensor of weights" in ended.err
     assert no_way_out == []
@@ -306,8 +306,8 @@ def test_a_library_that_reaches_out_in_spite_of_offline_is_stopped(
 
     monkeypatch.setattr(timm, "create_model", reach_out)
     monkeypatch.setattr(torchvision.models, "get_model", reach_out)
-    picture = save_picture(tmp_path / "a.jpg", 64, 64)
-    for words in (("run", picture, "--out", tmp_path / "out"), ("layers",), ("dff", picture, "--out", tmp_path / "d")):
+    image = save_image(tmp_path / "a.jpg", 64, 64)
+    for words in (("run", image, "--out", tmp_path / "out"), ("layers",), ("dff", image, "--out", tmp_path / "d")):
         ended = camcli(*words, "-m", name, "-s", "model.weights=none", "--offline")
         assert ended.code == 3, ended.err
         assert "--offline forbids to reach 127.0.0.1" in ended.err
@@ -319,7 +319,7 @@ def test_a_file_with_weights_works_offline(
 ) -> None:
     save_file(state, tmp_path / "w.safetensors")
     model = f"model={{source: timm, name: test_resnet, num_classes: 4, weights: {tmp_path / 'w.safetensors'}}}"
-    words = ("run", save_picture(tmp_path / "a.jpg", 64, 64), "--out", tmp_path / "out", "-s", model, "--offline")
+    words = ("run", save_image(tmp_path / "a.jpg", 64, 64), "--out", tmp_path / "out", "-s", model, "--offline")
     assert camcli(*words).code == 0
     assert [record["status"] for record in lines(tmp_path / "out")] == ["done"]
     assert no_way_out == []

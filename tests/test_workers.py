@@ -18,8 +18,8 @@ from camcli.config.schema import RunConfig
 from camcli.engine.precision import Choice
 from camcli.errors import InternalError
 from camcli.pipeline import workers
-from tests.conftest import Ended, save_picture
-from tests.test_resume import SMALL, contents, pictures
+from tests.conftest import Ended, save_image
+from tests.test_resume import SMALL, contents, images
 from tests.test_run import TINY, manifest
 
 Camcli = Callable[..., Ended]
@@ -30,9 +30,9 @@ MANY = 600
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """So many pictures that something can happen on the way."""
+    """So many images that something can happen on the way."""
     folder = tmp_path_factory.mktemp("many")
-    first = save_picture(folder / "0000.jpg", 64, 64)
+    first = save_image(folder / "0000.jpg", 64, 64)
     for i in range(1, MANY):
         os.link(first, folder / f"{i:04}.jpg")
     return folder
@@ -40,7 +40,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def begun(many: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A run on two devices that has recorded its first pictures."""
+    """A run on two devices that has recorded its first images."""
     words = [sys.executable, "-m", "camcli", "run", str(many), "--out", str(tmp_path / "out"), *TWO, *SMALL]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as run:
         results, end = tmp_path / "out" / "results.jsonl", time.monotonic() + 120
@@ -78,13 +78,13 @@ def completed(many: Path, out: Path) -> bool:
 
 
 def recorded(out: Path) -> int:
-    """How many pictures have a record."""
+    """How many images have a record."""
     return len({json.loads(line)["id"] for line in (out / "results.jsonl").read_text().splitlines()})
 
 
 def test_two_devices_leave_what_one_leaves(camcli: Camcli, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "in", 14)
-    (folder / "05.jpg").write_text("no picture")
+    folder = images(tmp_path / "in", 14)
+    (folder / "05.jpg").write_text("no image")
     assert camcli("run", folder, "--out", tmp_path / "one", *SMALL).code == 1
     ended = camcli("run", folder, "--out", tmp_path / "two", *SMALL, *TWO, "--profile")
     assert ended.code == 1, ended.err
@@ -96,8 +96,8 @@ def test_two_devices_leave_what_one_leaves(camcli: Camcli, tmp_path: Path) -> No
     assert manifest(tmp_path / "two")["profile"]["forward"] > 0
 
 
-def test_one_range_for_all_pictures_cannot_be_split(camcli: Camcli, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "in", 2)
+def test_one_range_for_all_images_cannot_be_split(camcli: Camcli, tmp_path: Path) -> None:
+    folder = images(tmp_path / "in", 2)
     ended = camcli("run", folder, "--out", tmp_path / "out", *TINY, *TWO, "-s", "overlay.scale=run")
     assert (ended.code, "between devices" in ended.err) == (2, True), ended.err
 

@@ -62,7 +62,7 @@ FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class Agreement:
     """Lowest correlation over methods with a full backward in float64 through the network as it was built.
 
-    folded, replica: of a tuned engine and its twin in float64, where rounding cannot hide anything or be to blame.
+    folded, replica: of a tuned engine and its replica in float64, where rounding cannot hide anything or be to blame.
     single, half: of a tuned engine in fp32 and bf16; single_before, half_before: of one that is not tuned.
     """
 
@@ -126,7 +126,7 @@ def agreement(model: str, module: nn.Module, x: Tensor, output: Output, rounding
     expected = by_full_backward(exact, x64, place, target)
     layer = TargetLayer((Tap(place.path, Layout("nchw", (output.shape[1], output.shape[2])), place.call, place.item),))
     tuned = tuned_engine(exact, layer, x.shape[-1])
-    found = [lowest(expected, engine, x64, target) for engine in (tuned, tuned.twin())]
+    found = [lowest(expected, engine, x64, target) for engine in (tuned, tuned.replica())]
     if rounding:
         plain, tuned = engine_at(module, layer, x.shape[-1]), tuned_engine(copy.deepcopy(module), layer, x.shape[-1])
         for precision in ("fp32", "bf16"):
@@ -170,9 +170,9 @@ def by_full_backward(module: nn.Module, x: Tensor, place: Place, target: int) ->
 def lowest(expected: Sequence[Tensor], engine: Engine, x: Tensor, target: int) -> float:
     """Correlation of the worst of the engine's raw maps."""
     done = engine.forward(x)
-    aims = torch.zeros_like(done.logits.detach())
-    aims[:, target] = 1
-    batch, views = engine.views(done, aims)
+    target_weights = torch.zeros_like(done.logits.detach())
+    target_weights[:, target] = 1
+    batch, views = engine.views(done, target_weights)
     raws = [method.compute(batch, views)[0].sum(1) for method in engine.methods]
     return min(oracles.correlation(a.numpy(), b.numpy()) for a, b in zip(raws, expected, strict=True))
 

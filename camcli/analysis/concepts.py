@@ -1,6 +1,6 @@
-"""Deep feature factorisation of a folder: k concepts that all pictures share, each with a colour and its classes.
+"""Deep feature factorisation of a folder: k concepts that all images share, each with a colour and its classes.
 
-Three passes: the concepts from a sample of the pictures, the classes that each raises from a smaller one, and the
+Three passes: the concepts from a sample of the images, the classes that each raises from a smaller one, and the
 overlays of all.
 """
 
@@ -21,7 +21,7 @@ from camcli.engine.engine import Engine
 from camcli.engine.methods import LayerView
 from camcli.engine.methods.factors import DFF, concepts_of, weights_of
 from camcli.errors import ItemError, NoInputsError
-from camcli.images.decode import Picture, decode, loading
+from camcli.images.decode import LoadedImage, decode, loading
 from camcli.images.find import Item
 from camcli.images.libtiff import quiet_decoders
 from camcli.images.memory import Budget, budget_size
@@ -68,9 +68,9 @@ class Concept:
 
 
 def factorise(config: RunConfig, items: Sequence[Item], out: Path, count: int, offline: bool = False) -> dict[str, Any]:
-    """Write an overlay per picture and concepts.json below `out`; returns what concepts.json says.
+    """Write an overlay per image and concepts.json below `out`; returns what concepts.json says.
 
-    Raises CamcliError when the run as a whole cannot go on; a picture that fails is listed under `failures`.
+    Raises CamcliError when the run as a whole cannot go on; an image that fails is listed under `failures`.
     """
     with RunDir(out, kind="dff") as folder, quiet_decoders():
         factors = _Factors(config, count, offline)
@@ -95,13 +95,13 @@ class _Factors:
     def learn(self, items: Sequence[Item]) -> None:
         """Find the concepts in a sample, then their classes and strengths in part of it."""
         sample = spread(items, SAMPLE)
-        cells = [cells_of(self._look(pictures).activations) for pictures in self._pictures(sample)]
+        cells = [cells_of(self._look(images).activations) for images in self._images(sample)]
         if not cells:
-            raise NoInputsError(f"none of {len(sample)} pictures could be read, so there is nothing to factorise")
+            raise NoInputsError(f"none of {len(sample)} images could be read, so there is nothing to factorise")
         everything = torch.cat(cells)
         self.vectors = concepts_of(everything, self.count)
         self.strongest = weights_of(everything, self.vectors).amax(dim=0)
-        raised = [self._raised(self._look(pictures)) for pictures in self._pictures(spread(sample, EXAMINED))]
+        raised = [self._raised(self._look(images)) for images in self._images(spread(sample, EXAMINED))]
         self.concepts = self._named(torch.cat(raised).mean(dim=0))
 
     def _named(self, raised: Tensor) -> list[Concept]:
@@ -117,9 +117,9 @@ class _Factors:
     def _raised(self, view: LayerView) -> Tensor:
         """[B,k,K]: logits less the logits without each concept."""
         rows = []
-        for picture, weights in enumerate(self._weights(view)):
+        for image, weights in enumerate(self._weights(view)):
             parts = torch.einsum("khw,kc->kchw", weights, self.vectors)
-            rows.append(view.batch.logits[picture] - view.tail(picture, view.activations[picture] - parts))
+            rows.append(view.batch.logits[image] - view.tail(image, view.activations[image] - parts))
         return torch.stack(rows).cpu()
 
     def _weights(self, view: LayerView) -> Tensor:
@@ -128,72 +128,72 @@ class _Factors:
         found = weights_of(cells_of(view.activations), self.vectors)
         return found.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
-    def _look(self, pictures: Sequence[Picture]) -> LayerView:
-        pixels = torch.from_numpy(np.stack([picture.input for picture in pictures]))
+    def _look(self, images: Sequence[LoadedImage]) -> LayerView:
+        pixels = torch.from_numpy(np.stack([image.input for image in images]))
         done = self.engine.forward(self.engine.normalise(pixels))
         _, [view, *_] = self.engine.views(done, torch.zeros_like(done.logits))
         return view
 
-    def _pictures(self, items: Sequence[Item]) -> Iterator[list[Picture]]:
-        """Batches of the pictures that can be read."""
+    def _images(self, items: Sequence[Item]) -> Iterator[list[LoadedImage]]:
+        """Batches of the images that can be read."""
         for batch in self._loaded(items):
-            pictures = [picture for _, picture in batch if isinstance(picture, Picture)]
-            if pictures:
-                yield pictures
+            images = [image for _, image in batch if isinstance(image, LoadedImage)]
+            if images:
+                yield images
 
-    def _loaded(self, items: Sequence[Item]) -> Iterator[list[tuple[Item, Picture | ItemError]]]:
+    def _loaded(self, items: Sequence[Item]) -> Iterator[list[tuple[Item, LoadedImage | ItemError]]]:
         asked = self.config.runtime.batch_size
         size = BATCH if asked == "auto" else asked
         with ThreadPoolExecutor(cores(self.config)) as pool:
             for start in range(0, len(items), size):
                 yield list(pool.map(self._load, items[start : start + size]))
 
-    def _load(self, item: Item) -> tuple[Item, Picture | ItemError]:
-        """The picture without its own pixels, since those of a whole batch may be too many."""
+    def _load(self, item: Item) -> tuple[Item, LoadedImage | ItemError]:
+        """The image without its own pixels, since those of a whole batch may be too many."""
         try:
-            with loading(item.path, self.engine.model.preprocess, True, self.budget) as picture:
-                return item, replace(picture, image=None)
+            with loading(item.path, self.engine.model.preprocess, True, self.budget) as image:
+                return item, replace(image, image=None)
         except ItemError as error:
             return item, error
 
     def write(self, items: Sequence[Item], folder: RunDir) -> dict[str, Any]:
-        """Overlays of all pictures, and concepts.json."""
+        """Overlays of all images, and concepts.json."""
         images: list[dict[str, Any]] = []
         failures: list[dict[str, str]] = []
         folder.write_json(CONCEPTS, self._summary(images, failures, "running"))
         for batch in self._loaded(items):
-            pictures = [(item, picture) for item, picture in batch if isinstance(picture, Picture)]
+            loaded_images = [(item, image) for item, image in batch if isinstance(image, LoadedImage)]
             failures += [_failure(item, error) for item, error in batch if isinstance(error, ItemError)]
-            heats = self._heats([picture for _, picture in pictures]) if pictures else []
-            for (item, picture), heat in zip(pictures, heats, strict=True):
+            heats = self._heats([image for _, image in loaded_images]) if loaded_images else []
+            for (item, image), heat in zip(loaded_images, heats, strict=True):
                 try:
-                    images.append(self._paint(item, picture, heat, folder))
+                    images.append(self._paint(item, image, heat, folder))
                 except ItemError as error:
                     failures.append(_failure(item, error))
         found = self._summary(images, failures, "finished")
         folder.write_json(CONCEPTS, found)
         return found
 
-    def _heats(self, pictures: Sequence[Picture]) -> Sequence[Any]:
-        """float32 [k,h,w] in 0..1 for each picture, on one scale for the folder."""
-        weights = self._weights(self._look(pictures)) / self.strongest.clamp_min(1e-12)[:, None, None]
+    def _heats(self, images: Sequence[LoadedImage]) -> Sequence[Any]:
+        """float32 [k,h,w] in 0..1 for each image, on one scale for the folder."""
+        weights = self._weights(self._look(images)) / self.strongest.clamp_min(1e-12)[:, None, None]
         return list(weights.clamp_max(1).cpu().numpy())
 
-    def _paint(self, item: Item, picture: Picture, heat: Any, folder: RunDir) -> dict[str, Any]:
+    def _paint(self, item: Item, image: LoadedImage, heat: Any, folder: RunDir) -> dict[str, Any]:
         look = self.config.overlay
         legend = [(concept.colour, concept.label) for concept in self.concepts]
         name = fitted(f"overlays/{item.id}.dff.{look.format}")
-        folder.write(name, self._overlay(item, picture, heat, legend))
+        folder.write(name, self._overlay(item, image, heat, legend))
         shares = [round(float(part), 4) for part in heat.mean(axis=(1, 2))]
         return {"id": item.id, "source": str(item.path), "overlay": name, "mean_heat": shares}
 
-    def _overlay(self, item: Item, picture: Picture, heat: Any, legend: Sequence[tuple[str, str]]) -> bytes:
-        """The encoded overlay; the picture is read again for one of its own size."""
+    def _overlay(self, item: Item, image: LoadedImage, heat: Any, legend: Sequence[tuple[str, str]]) -> bytes:
+        """The encoded overlay; the image is read again for one of its own size."""
         look = self.config.overlay
         each = PAINTING_BYTES + 2 * len(heat)
-        with self.budget.room(picture.cost + each * picture.size[0] * picture.size[1]):
-            whole = replace(picture, image=decode(item.path)) if look.size == "original" else picture
-            if whole.image and whole.image.size != picture.size:
+        with self.budget.room(image.cost + each * image.size[0] * image.size[1]):
+            whole = replace(image, image=decode(item.path)) if look.size == "original" else image
+            if whole.image and whole.image.size != image.size:
                 raise ItemError("read", "Changed", f"{item.path}: changed while it was being read")
             return encode(concept_overlay(whole, heat, legend, look), look)
 

@@ -437,7 +437,7 @@ def models_list(
     pattern: Annotated[str | None, typer.Argument(help="Glob such as 'resnet*' or 'timm/vit_*'.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """List models: weights to be had, weights in the local cache, input size and parameters (with a PATTERN)."""
+    """List models: published weights, weights in the local cache, input size and parameters (with a PATTERN)."""
     from camcli.models.source import list_models
 
     entries = list_models(pattern)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from camcli.models.loaded import Entry
     from camcli.pipeline.stopwatch import Step
     from camcli.records import Failure, RunReport
-    from camcli.results.status import Standing
+    from camcli.results.status import Status
 
 PIPED_COLUMNS = 160
 
@@ -213,7 +213,7 @@ def print_profile(seconds: dict[Step, float], whole: float) -> None:
     say(f"{bound} bounds the run (work is summed over threads; the waits are of the thread that connects them)")
 
 
-def print_status(found: Standing) -> None:
+def print_status(found: Status) -> None:
     """How a run folder stands, and how to go on."""
     typer.echo(visible(f"{found.out}: {found.run}"))
     for name in ("done", "failed", "missing", "changed", "damaged", "vanished"):
@@ -278,7 +278,7 @@ def _layer_line(candidate: Mapping[str, Any]) -> str:
     shape, layout = "x".join(map(str, candidate["shape"])), candidate["layout"]
     text = escape(f"{candidate['path']}  {candidate['type']}  {shape}")
     if layout is None:
-        return f"[dim]{text}  no layout over the picture[/]"
+        return f"[dim]{text}  no layout over the image[/]"
     prefix = f" after {layout['prefix']} prefix tokens" if layout["prefix"] else ""
     text += f"  {layout['kind']} {layout['grid'][0]}x{layout['grid'][1]}{prefix}"
     if candidate["chosen"]:

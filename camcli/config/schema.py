@@ -102,7 +102,7 @@ class TargetsConfig(Section):
     where no class is `above`; it is called `otherwise` here, and `else` wherever a config is written.
     """
 
-    top: Positive | None = Field(None, description="The k most probable classes of each picture.")
+    top: Positive | None = Field(None, description="The k most probable classes of each image.")
     above: Unit | None = Field(None, description="Every class at least this probable, for multi-label models.")
     otherwise: Literal["top1"] | None = Field(
         None, alias="else", description="With `above`: the most probable class of an image that has none; null: none."
@@ -139,7 +139,7 @@ class TargetsConfig(Section):
 
 
 class InputConfig(Section):
-    """How a picture becomes the model's input; null means: as the weights were trained."""
+    """How an image becomes the model's input; null means: as the weights were trained."""
 
     size: tuple[Positive, Positive] | None = Field(None, description="[height, width] in pixels, or one number.")
     mean: tuple[Unit, Unit, Unit] | None = Field(None, description="Per channel, on a 0..1 scale.")
@@ -147,8 +147,8 @@ class InputConfig(Section):
     interpolation: Interpolation | None = Field(None, description="Filter of the resize, antialiased.")
     crop: Crop | None = Field(
         None,
-        description="center: short side resized, middle cut out; squash: whole picture, ratio lost; "
-        "pad: whole picture, ratio kept, borders filled with the mean.",
+        description="center: short side resized, middle cut out; squash: whole image, ratio lost; "
+        "pad: whole image, ratio kept, borders filled with the mean.",
     )
 
     @field_validator("size", mode="before")
@@ -158,19 +158,19 @@ class InputConfig(Section):
 
 
 class OverlayConfig(Section):
-    """How heat is painted on the picture."""
+    """How heat is painted on the image."""
 
     format: Literal["jpg", "png", "webp"] = Field("jpg", description="File type of the overlays.")
     quality: Percent = Field(90, description="For jpg and webp.")
     alpha: Unit = Field(0.5, description="Opacity of the heat.")
     colormap: str = Field("turbo", description="Any matplotlib colour map.")
     signed_colormap: str = Field("RdBu_r", description="For signed maps: a diverging matplotlib colour map.")
-    grid: Switch = Field(False, description="Also one picture for each target that shows all methods side by side.")
+    grid: Switch = Field(False, description="Also one image for each target that shows all methods side by side.")
     size: Literal["original", "model"] = Field(
-        "original", description="original: the picture as it is; model: the crop that the model saw."
+        "original", description="original: the image as it is; model: the crop that the model saw."
     )
     scale: Literal["image", "run"] = Field(
-        "image", description="image: every map uses the full colour range; run: one range for all pictures."
+        "image", description="image: every map uses the full colour range; run: one range for all images."
     )
 
     @field_validator("colormap", "signed_colormap")
@@ -188,7 +188,7 @@ class OverlayConfig(Section):
 class OptionsConfig(Section):
     """What methods that look more than once may cost, and how they look."""
 
-    chunk: Positive = Field(16, description="Pictures or channels per forward pass.")
+    chunk: Positive = Field(16, description="Images or channels per forward pass.")
     max_channels: Positive | None = Field(
         None, description="scorecam, ablationcam: score only the strongest channels; null: all."
     )
@@ -209,7 +209,7 @@ class RuntimeConfig(Section):
     """Where and how fast; nothing here changes what is found beyond rounding."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps; several (cuda:0,cuda:1), or all GPUs: all.")
-    batch_size: Positive | Literal["auto"] = Field(16, description="Pictures per forward pass; auto: measured.")
+    batch_size: Positive | Literal["auto"] = Field(16, description="Images per forward pass; auto: measured.")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
         "fp32",
         description="Of the forward pass; maps stay fp32. auto: 16 bits where the hardware has them and they pay, and "
@@ -257,7 +257,7 @@ class RunConfig(Section):
     input: InputConfig = InputConfig()
     overlay: OverlayConfig = OverlayConfig()
     options: OptionsConfig = OptionsConfig()
-    report: Switch = Field(True, description="Write reports/<id>.json for each picture.")
+    report: Switch = Field(True, description="Write reports/<id>.json for each image.")
     maps: Literal["none", "npz", "png16"] = Field("none", description="Also keep the raw maps.")
     runtime: RuntimeConfig = RuntimeConfig()
 

@@ -3,10 +3,10 @@
     python -m camcli.demo.evaluate --scenes 1000 --seed 1 --json
     python -m camcli.demo.evaluate --weights tests/weights/vit.safetensors
 
-present         share of the shapes in the pictures that are scored above 0.5
-absent          share of the shapes not in the pictures that are scored below 0.5
-pointing_game   share of (picture, shape in it) pairs where Grad-CAM's peak for the shape lies inside the shape's exact
-                mask or at most 8 px beside it (https://arxiv.org/abs/1608.00507, tolerance scaled to 128 px pictures)
+present         share of the shapes in the images that are scored above 0.5
+absent          share of the shapes not in the images that are scored below 0.5
+pointing_game   share of (image, shape in it) pairs where Grad-CAM's peak for the shape lies inside the shape's exact
+                mask or at most 8 px beside it (https://arxiv.org/abs/1608.00507, tolerance scaled to 128 px images)
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BATCH = 50
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What was measured over `pairs` pairs of a picture and a shape in it; shares are 0..1."""
+    """What was measured over `pairs` pairs of an image and a shape in it; shares are 0..1."""
 
     scenes: int
     seed: int
@@ -52,7 +52,7 @@ class Quality:
 
 
 def evaluate(scenes: int = 1000, seed: int = 1, weights: Path = WEIGHTS) -> Quality:
-    """The quality of `weights` on the first `scenes` pictures of `seed`; ValueError if training used that seed."""
+    """The quality of `weights` on the first `scenes` images of `seed`; ValueError if training used that seed."""
     if training(weights)["seed"] == str(seed):
         raise ValueError(f"{weights} was trained on scenes of seed {seed}; choose another")
     model = load(weights)
@@ -91,7 +91,7 @@ def load(weights: Path) -> LoadedModel:
 
 
 def _explained(engine: Engine, scenes: int, seed: int) -> Iterator[tuple[Scene, tuple[Heatmap, ...]]]:
-    """Each picture with one heatmap per label, in order of LABELS."""
+    """Each image with one heatmap per label, in order of LABELS."""
     for start in range(0, scenes, BATCH):
         drawn = [scene(seed, index) for index in range(start, min(start + BATCH, scenes))]
         pixels = torch.from_numpy(np.stack([d.image for d in drawn]))
@@ -102,7 +102,7 @@ def _explained(engine: Engine, scenes: int, seed: int) -> Iterator[tuple[Scene, 
 
 
 def points_at(heatmap: Heatmap, mask: NDArray[np.bool_]) -> bool:
-    """The peak, bilinear at the picture's size, is at most TOLERANCE pixels from a pixel of `mask` [H,W]."""
+    """The peak, bilinear at the image's size, is at most TOLERANCE pixels from a pixel of `mask` [H,W]."""
     if heatmap.empty:
         return False
     heat = torch.from_numpy(heatmap.heat)[None, None]

@@ -1,8 +1,8 @@
-"""The networks that can be trained on the scenes, each built through timm, with 12 labels for 128 px pictures.
+"""The networks that can be trained on the scenes, each built through timm, with 12 labels for 128 px images.
 
-`resnet` is the embedded model. `vit` and `swin` prove the token layouts on trained weights; they see the picture
+`resnet` is the embedded model. `vit` and `swin` prove the token layouts on trained weights; they see the image
 through the first stages of the trained `resnet` ("hybrid", https://arxiv.org/abs/2010.11929), because a transformer
-that starts from raw patches needs far more pictures.
+that starts from raw patches needs far more images.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Draws pictures of shapes, with the exact mask of every shape: what the embedded model learns from.
+"""Draws images of shapes, with the exact mask of every shape: what the embedded model learns from.
 
-The same (seed, index) gives the same picture at every call. Lengths are fractions of the picture's short side
+The same (seed, index) gives the same image at every call. Lengths are fractions of the image's short side
 unless they say pixels, so a scene looks alike at every size. Shapes lie inside the central square, which a centre
-crop keeps; clutter covers the whole picture.
+crop keeps; clutter covers the whole image.
 
-    python -m camcli.demo.scenes --out sample_images/shapes     draws the sample pictures again
+    python -m camcli.demo.scenes --out sample_images/shapes     draws the sample images again
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Scene:
 
 
 def scene(seed: int, index: int, width: int = SIZE, height: int = SIZE, labels: Sequence[int] | None = None) -> Scene:
-    """The `index`-th picture of `seed`, `width` x `height` pixels, with one to three shapes or those of `labels`."""
+    """The `index`-th image of `seed`, `width` x `height` pixels, with one to three shapes or those of `labels`."""
     rng = np.random.default_rng([seed, index])
     side = min(width, height)
     if labels is None:
@@ -282,7 +282,7 @@ def _specks(rng: Rng, draw: ImageDraw.ImageDraw, spot: Floats, side: int, colour
 CLUTTER = (_stroke, _curve, _crumb, _specks)
 
 
-# ---- the sample pictures
+# ---- the sample images
 
 
 SAMPLE_SEED = 34
@@ -317,7 +317,7 @@ def write_samples(folder: Path) -> list[Path]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the images")
     for path in write_samples(parser.parse_args().out):
         print(path)
 

@@ -40,19 +40,19 @@ RATE = {"resnet": 3e-3, "vit": 1.5e-3, "swin": 1.5e-3}
 
 
 def train(arch: str, scenes: int, epochs: int, seed: int) -> Any:
-    """A network of `arch` that has seen the first `scenes` pictures of `seed` `epochs` times."""
+    """A network of `arch` that has seen the first `scenes` images of `seed` `epochs` times."""
     torch.manual_seed(seed)
     set_fused_attn(False)  # the plain form is a third faster in bfloat16 on a CPU
     model = build(arch).to(memory_format=torch.channels_last).train()
     cell_head = nn.Linear(model.num_features, len(LABELS) + 1)
     weights = [*model.parameters(), *cell_head.parameters()]
     optimizer = torch.optim.AdamW(weights, RATE[arch], weight_decay=0.05)
-    pictures = render(seed, scenes)
+    images = render(seed, scenes)
     steps = epochs * (scenes // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE[arch], steps, pct_start=0.15)
     for epoch in range(epochs):
         start, losses = time.perf_counter(), []
-        for batch in batches(*pictures):
+        for batch in batches(*images):
             loss = _loss(model, cell_head, *augment(*batch))
             optimizer.zero_grad()
             torch.autograd.backward(loss)
@@ -65,7 +65,7 @@ def train(arch: str, scenes: int, epochs: int, seed: int) -> Any:
 
 
 def _loss(model: Any, cell_head: nn.Module, images: Tensor, labels: Tensor, cells: Tensor) -> Tensor:
-    """Of the picture's labels [B,K], and of the label of each cell [B,g,g]."""
+    """Of the image's labels [B,K], and of the label of each cell [B,g,g]."""
     with torch.autocast("cpu", torch.bfloat16):
         features = model.forward_features(images)
         logits = model.forward_head(features)
@@ -83,7 +83,7 @@ def _grid(model: Any, features: Tensor) -> Tensor:
 
 
 def render(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The first `count` pictures of `seed`: uint8 [N,3,H,W], float labels 0 or 1 [N,K], uint8 cell labels [N,g,g]."""
+    """The first `count` images of `seed`: uint8 [N,3,H,W], float labels 0 or 1 [N,K], uint8 cell labels [N,g,g]."""
     with ProcessPoolExecutor() as pool:
         drawn = list(pool.map(partial(_sample, seed), range(count), chunksize=64))
     images, labels, cells = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
@@ -101,7 +101,7 @@ def _sample(seed: int, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float3
 
 
 def batches(*tensors: Tensor) -> Iterator[list[Tensor]]:
-    """All pictures in random order, whole batches only."""
+    """All images in random order, whole batches only."""
     for rows in torch.split(torch.randperm(len(tensors[0])), BATCH):
         if len(rows) == BATCH:
             yield [tensor[rows] for tensor in tensors]

@@ -1,4 +1,4 @@
-"""How many pictures share a forward pass."""
+"""How many images share a forward pass."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ GAIN = 1.05
 LOOKS = 3
 
 
-def even_batches(pictures: int, batch_size: int, at_once: int = 1) -> int:
-    """The size of at most `batch_size` with which `pictures` fill their batches best, `at_once` of them at a time.
+def even_batches(images: int, batch_size: int, at_once: int = 1) -> int:
+    """The size of at most `batch_size` with which `images` fill their batches best, `at_once` of them at a time.
 
-    Sizes above 4 are multiples of 4: libraries compute the pictures of odd batches in different orders.
+    Sizes above 4 are multiples of 4: libraries compute the images of odd batches in different orders.
     """
-    rounds = max(1, math.ceil(pictures / (batch_size * at_once)))
-    even = max(1, math.ceil(pictures / (rounds * at_once)))
+    rounds = max(1, math.ceil(images / (batch_size * at_once)))
+    even = max(1, math.ceil(images / (rounds * at_once)))
     return even if even <= 2 else min(batch_size, math.ceil(even / 4) * 4)
 
 
-def find_batch_size(engine: Engine, pictures: int) -> int:
-    """The smallest size that no doubling makes 5 % faster, at most what `pictures` need and what memory takes."""
+def find_batch_size(engine: Engine, images: int) -> int:
+    """The smallest size that no doubling makes 5 % faster, at most what `images` need and what memory takes."""
     best, most = SMALLEST, LARGEST.get(engine.device.type, 64)
     fastest = math.inf
     for size in (SMALLEST * 2**i for i in range(16)):
-        if size > max(SMALLEST, min(most, pictures)):
+        if size > max(SMALLEST, min(most, images)):
             break
         try:
             seconds = _seconds(engine, size) / size

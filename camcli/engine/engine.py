@@ -30,18 +30,18 @@ from camcli.records import Heatmap, Precision, Prediction
 TOP = 5
 HALF_LIFT = 1024.0
 COPIES = tuple((mirrored, factor) for mirrored in (False, True) for factor in (1.0, 0.9, 1.1))
-"""What `smoothing: aug` averages over: the plain picture first; the factor multiplies the model's input."""
+"""What `smoothing: aug` averages over: the plain image first; the factor multiplies the model's input."""
 Timing = Callable[[Literal["forward", "backward"]], AbstractContextManager[None]]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 Asked = tuple[Tensor, Sequence[Method]]
-"""A round: [B,K] with one target of each picture, and the methods that are to explain it."""
+"""A round: [B,K] with one target of each image, and the methods that are to explain it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What the engine found for one picture: predictions, most probable first, and heatmaps by target and method.
+    """What the engine found for one image: predictions, most probable first, and heatmaps by target and method.
 
     A map that is the same for every class stands once, beside those of the first target.
     logits, probabilities: float32 [K], of all classes, as a forward pass in `precision` gives them.
@@ -103,13 +103,13 @@ class Engine:
         self._std = torch.tensor(model.preprocess.std, device=self.device).view(1, 3, 1, 1)
         self._refuse_unsmoothable()
 
-    def twin(self) -> Engine:
+    def replica(self) -> Engine:
         """An engine that shares the weights and may run at the same time on another thread."""
         shared = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
-        twin = copy.copy(self)
-        twin.module = copy.deepcopy(self.module, shared)
-        twin.model = replace(self.model, module=twin.module)
-        return twin
+        replica = copy.copy(self)
+        replica.module = copy.deepcopy(self.module, shared)
+        replica.model = replace(self.model, module=replica.module)
+        return replica
 
     def at(self, precision: Precision) -> Engine:
         """This engine, module and all, with forward passes in another precision."""
@@ -140,7 +140,9 @@ class Engine:
     ) -> list[Explanation | ItemError]:
         finite = torch.isfinite(logits).all(dim=1).tolist()[: len(probabilities)]
         chosen = [choose(p) if ok else [] for p, ok in zip(probabilities, finite, strict=True)]
-        asked = self._asked([self._aims(logits, [c[r : r + 1] for c in chosen]) for r in range(max(map(len, chosen)))])
+        asked = self._asked(
+            [self._target_weights(logits, [c[r : r + 1] for c in chosen]) for r in range(max(map(len, chosen)))]
+        )
         if not asked and (free := [method for method in self.methods if not method.class_specific]):
             asked = [(torch.zeros_like(logits), free)]
         rounds = [
@@ -185,25 +187,25 @@ class Engine:
         values = logits.softmax(dim=1) if self.model.activation == "softmax" else logits.sigmoid()
         return values.cpu().numpy()
 
-    def _aims(self, logits: Tensor, classes: Sequence[Sequence[int]]) -> Tensor:
-        """[B,K]: 1 at each picture's class, of which there may be none, and -1 at the class that it is held against.
+    def _target_weights(self, logits: Tensor, classes: Sequence[Sequence[int]]) -> Tensor:
+        """[B,K]: 1 at each image's class, of which there may be none, and -1 at the class that it is held against.
 
         Rows beyond `classes` ask nothing.
         """
-        aims = np.zeros(logits.shape, dtype=np.float32)  # one copy to the device instead of one for each picture
-        for row, wanted in zip(aims, classes, strict=False):
+        target_weights = np.zeros(logits.shape, dtype=np.float32)
+        for row, wanted in zip(target_weights, classes, strict=False):
             row[list(wanted)] = 1
             if wanted and self.against is not None:
                 row[self.against] -= 1
-        return torch.from_numpy(aims).to(logits.device)
+        return torch.from_numpy(target_weights).to(logits.device)
 
-    def maps(self, plain: Pass, aims: Sequence[Tensor]) -> list[list[Maps]]:
-        """The maps of the methods for each of the rounds of `aims`; those of no class are in the first one alone."""
-        return self._maps(plain, self._asked(aims))
+    def maps(self, plain: Pass, target_weights: Sequence[Tensor]) -> list[list[Maps]]:
+        """The methods' maps for each round of `target_weights`; those of no class are in the first one alone."""
+        return self._maps(plain, self._asked(target_weights))
 
-    def _asked(self, aims: Sequence[Tensor]) -> list[Asked]:
+    def _asked(self, target_weights: Sequence[Tensor]) -> list[Asked]:
         specific = [method for method in self.methods if method.class_specific]
-        return [(aim, specific if i else self.methods) for i, aim in enumerate(aims)]
+        return [(target_weight, specific if i else self.methods) for i, target_weight in enumerate(target_weights)]
 
     def _maps(self, plain: Pass, asked: Sequence[Asked]) -> list[list[Maps]]:
         first = [self._round(plain, *one) for one in asked]
@@ -220,9 +222,9 @@ class Engine:
             for (_, methods), maps, copies in zip(asked, first, heats, strict=True)
         ]
 
-    def _round(self, done: Pass, aims: Tensor, methods: Sequence[Method]) -> list[Maps]:
-        """Each method's maps for one target of every picture."""
-        batch, views = self.views(done, aims)
+    def _round(self, done: Pass, target_weights: Tensor, methods: Sequence[Method]) -> list[Maps]:
+        """Each method's maps for one target of every image."""
+        batch, views = self.views(done, target_weights)
         return [self._merged(method, batch, views) for method in methods]
 
     def _merged(self, method: Method, batch: Batch, views: Sequence[LayerView]) -> Maps:
@@ -254,9 +256,9 @@ class Engine:
         numbers = [batch.number] * len(terms) if logits else [view.number for view in views]
         return [rounding(t, number) for t, number in zip(terms, numbers, strict=True)]
 
-    def views(self, done: Pass, aims: Tensor) -> tuple[Batch, list[LayerView]]:
-        """What methods see of a pass when `aims` [B,K] is asked; one backward serves all layers and methods."""
-        about = done.inputs, done.logits.detach(), aims, self.module, self.network, self.options, done.memo
+    def views(self, done: Pass, target_weights: Tensor) -> tuple[Batch, list[LayerView]]:
+        """What methods see of a pass for `target_weights` [B,K]; one backward serves all layers and methods."""
+        about = done.inputs, done.logits.detach(), target_weights, self.module, self.network, self.options, done.memo
         batch = Batch(*about, number=self._number)
         tensors = [done.kept[tap] for tap in self.taps]
         gradients: list[Tensor] = []
@@ -264,7 +266,7 @@ class Engine:
         def gradient(index: int) -> Tensor:
             if not gradients:
                 lift = HALF_LIFT if self.precision == "fp16" else 1.0
-                found = torch.autograd.grad((done.logits * aims).sum() * lift, tensors, retain_graph=True)
+                found = torch.autograd.grad((done.logits * target_weights).sum() * lift, tensors, retain_graph=True)
                 gradients.extend(g.float() / lift for g in found)
             return self.taps[index].layout.to_maps(gradients[index])
 
@@ -274,9 +276,9 @@ class Engine:
         stored = done.kept[tap].detach()
         activations = tap.layout.to_maps(stored).float()
 
-        def tail(picture: int, maps: Tensor) -> Tensor:
+        def tail(image: int, maps: Tensor) -> Tensor:
             run = view.once("tail", lambda: Tail(tap, stored, done.past[tap], done.inputs, batch.logits, self.network))
-            return run(picture, maps)
+            return run(image, maps)
 
         view = LayerView(
             batch, activations, backward, tail, tap.layout, stored.shape[1], stored.dtype, done.memos[index]
@@ -325,4 +327,4 @@ def _arrays(rounds: list[list[Maps]]) -> list[list[Maps]]:
 
 
 def _not_finite(what: str) -> ItemError:
-    return ItemError("forward", "NotFinite", f"the {what} of this picture: NaN or infinite values")
+    return ItemError("forward", "NotFinite", f"the {what} of this image: NaN or infinite values")

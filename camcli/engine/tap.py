@@ -114,7 +114,7 @@ class Tail:
     """The network behind a tap, for a batch whose forward pass was kept.
 
     Modules that had finished before the tap answer with what they returned then, so only the tail is computed. Where
-    that does not give the same logits (a skip connection that changes a tensor in place, windows that cross pictures),
+    that does not give the same logits (a skip connection that changes a tensor in place, windows that cross images),
     the whole network runs, and only the tap's tensor is exchanged.
     """
 
@@ -129,37 +129,37 @@ class Tail:
         self._choices: Sequence[Sequence[Call]] = (before, ())
 
     @torch.no_grad()
-    def __call__(self, picture: int, maps: Tensor) -> Tensor:
-        """float32 [N,C,h,w] in place of the picture's activations -> float32 [N,K]; raises MethodError."""
+    def __call__(self, image: int, maps: Tensor) -> Tensor:
+        """float32 [N,C,h,w] in place of the image's activations -> float32 [N,K]; raises MethodError."""
         if self.before is None:
-            self.before = self._choose(picture)
-        stored = self._stored(picture, len(maps))
+            self.before = self._choose(image)
+        stored = self._stored(image, len(maps))
         self.tap.layout.to_maps(stored).copy_(maps)
-        return self._run(picture, stored, self.before)
+        return self._run(image, stored, self.before)
 
-    def _stored(self, picture: int, copies: int) -> Tensor:
-        return self.tensor[picture].repeat(copies, *[1] * (self.tensor.dim() - 1))
+    def _stored(self, image: int, copies: int) -> Tensor:
+        return self.tensor[image].repeat(copies, *[1] * (self.tensor.dim() - 1))
 
-    def _choose(self, picture: int) -> Sequence[Call]:
+    def _choose(self, image: int) -> Sequence[Call]:
         """The calls to skip with which the unchanged activations give the known logits."""
-        expected = self.logits[picture]
+        expected = self.logits[image]
         part = HALF_TOLERANCE if self.tensor.dtype.itemsize == 2 else TOLERANCE
         for before in self._choices:
             try:
-                found = self._run(picture, self._stored(picture, 2), before)
+                found = self._run(image, self._stored(image, 2), before)
             except (RuntimeError, ValueError, IndexError, TypeError):
                 continue
             if found.shape == (2, *expected.shape) and (found - expected).abs().amax() <= part * expected.abs().amax():
                 return before
         raise MethodError(f"the network behind layer {self.tap.path!r} cannot be run alone, as ablationcam needs it")
 
-    def _run(self, picture: int, stored: Tensor, before: Sequence[Call]) -> Tensor:
+    def _run(self, image: int, stored: Tensor, before: Sequence[Call]) -> Tensor:
         batch, copies = len(self.inputs), len(stored)
 
         def expand(value: Any) -> Any:
             if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != batch:
                 return value
-            return value[picture : picture + 1].expand(copies, *value.shape[1:])
+            return value[image : image + 1].expand(copies, *value.shape[1:])
 
         own = with_inside(tree_map(expand, self.own.output), self.tap.item, stored)
         calls = [Call(c.module, c.number, tree_map(expand, c.output)) for c in before]

@@ -1,4 +1,4 @@
-"""Which classes of each picture are explained."""
+"""Which classes of each image are explained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Chooser = Callable[[NDArray[np.float32]], list[int]]
 
 
 def chooser(config: TargetsConfig, labels: Sequence[str]) -> Chooser:
-    """A function from one picture's probabilities [K] to class indices, most probable first or as listed.
+    """A function from one image's probabilities [K] to class indices, most probable first or as listed.
 
     Raises ConfigError for a class that the model does not have.
     """

@@ -57,6 +57,6 @@ def warm_up(engine: Engine, batch_size: int) -> None:
         raise ConfigError(f"runtime.compile: cannot be compiled here: {reason}; set it to false") from None
 
 
-def twins(engine: Engine, count: int) -> Sequence[Engine]:
+def replicas(engine: Engine, count: int) -> Sequence[Engine]:
     """`count` engines with the same weights, the first of them `engine`."""
-    return [engine, *(engine.twin() for _ in range(count - 1))]
+    return [engine, *(engine.replica() for _ in range(count - 1))]

@@ -1,4 +1,4 @@
-"""A file -> the picture, the model's input cut from it, and the box of the picture that the input covers."""
+"""A file -> the image, the model's input cut from it, and the box of the image that the input covers."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """How a picture becomes the model's input.
+    """How an image becomes the model's input.
 
     size: (height, width) of the input in pixels.
-    resize: (height, width) that the picture is made to cover (crop `center`), become (`squash`) or fit (`pad`)
+    resize: (height, width) that the image is made to cover (crop `center`), become (`squash`) or fit (`pad`)
         before the middle is cut out.
     mean, std: per RGB channel on a 0..1 scale.
     """
@@ -82,8 +82,8 @@ class Preprocess:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture as the model sees it: input, uint8 [H,W,3], covers the box `seen` of it.
+class LoadedImage:
+    """An image as the model sees it: input, uint8 [H,W,3], covers the box `seen` of it.
 
     image: RGB, EXIF orientation applied; None where its own pixels are not wanted or were left behind.
     size: (width, height) in pixels. cost: bytes that decoding it takes at its peak, those of `image` included.
@@ -101,17 +101,17 @@ class Picture:
         return RGB_BYTES * self.size[0] * self.size[1] if self.image else 0
 
 
-def load_picture(path: Path, preprocess: Preprocess, whole: bool = True, budget: Budget = _NO_LIMIT) -> Picture:
-    """The picture as `loading` gives it."""
-    with loading(path, preprocess, whole, budget) as picture:
-        return picture
+def load_image(path: Path, preprocess: Preprocess, whole: bool = True, budget: Budget = _NO_LIMIT) -> LoadedImage:
+    """The image as `loading` gives it."""
+    with loading(path, preprocess, whole, budget) as image:
+        return image
 
 
 @contextmanager
-def loading(path: Path, preprocess: Preprocess, whole: bool, budget: Budget, more: int = 0) -> Iterator[Picture]:
+def loading(path: Path, preprocess: Preprocess, whole: bool, budget: Budget, more: int = 0) -> Iterator[LoadedImage]:
     """Decode `path` and cut the model's input from it; raises ItemError with stage read or decode.
 
-    whole: keep the picture's own pixels. Without, a JPEG is decoded at a half, a quarter or an eighth of its size
+    whole: keep the image's own pixels. Without, a JPEG is decoded at a half, a quarter or an eighth of its size
     where that is still twice what the model needs, which changes its input by at most 4 grey levels.
     budget: counts it, and `more` bytes, as in work for as long as `with` lasts.
     """
@@ -122,23 +122,23 @@ def loading(path: Path, preprocess: Preprocess, whole: bool, budget: Budget, mor
         except (MemoryError, ValueError) as error:
             raise ItemError("decode", type(error).__name__, f"{path}: cannot be resized: {error}") from None
         size = image.width * shrunk, image.height * shrunk
-        picture = Picture(image if whole else None, size, array, seen, cost)
+        loaded = LoadedImage(image if whole else None, size, array, seen, cost)
         del image
-        yield picture
+        yield loaded
 
 
-def prepare_image(source: Path | Image.Image, preprocess: Preprocess) -> Picture:
-    """An image file, or one that is open already, with its own pixels; raises ItemError as `load_picture`."""
+def prepare_image(source: Path | Image.Image, preprocess: Preprocess) -> LoadedImage:
+    """An image file, or one that is open already, with its own pixels; raises ItemError as `load_image`."""
     if isinstance(source, Path):
-        return load_picture(source, preprocess)
+        return load_image(source, preprocess)
     image = _to_rgb(_upright(source))
-    return Picture(image, image.size, *model_input(image, preprocess))
+    return LoadedImage(image, image.size, *model_input(image, preprocess))
 
 
 def decode(path: Path) -> Image.Image:
-    """The picture at `path` as RGB, upright; raises ItemError with stage read or decode.
+    """The image at `path` as RGB, upright; raises ItemError with stage read or decode.
 
-    The first picture of several; the numbers in the file, whatever colour profile goes with them, because that is
+    The first image of several; the numbers in the file, whatever colour profile goes with them, because that is
     what classifiers were trained on.
     """
     with ExitStack() as stack:
@@ -148,7 +148,7 @@ def decode(path: Path) -> Image.Image:
 def _decoded(
     path: Path, preprocess: Preprocess | None, budget: Budget, stack: ExitStack, more: int = 0
 ) -> tuple[Image.Image, int, int]:
-    """The picture, by how much it is smaller than in the file (1 without `preprocess`), and the bytes that it took.
+    """The image, by how much it is smaller than in the file (1 without `preprocess`), and the bytes that it took.
 
     These are counted in `budget` until `stack` ends.
     """
@@ -225,7 +225,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """EXIF orientation applied; where the EXIF block is damaged, the picture as it is stored."""
+    """EXIF orientation applied; where the EXIF block is damaged, the image as it is stored."""
     image.load()
     orientation = _orientation(image)
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
@@ -254,10 +254,10 @@ def _scaled_grey(image: Image.Image) -> Image.Image:
 
 
 def model_input(image: Image.Image, preprocess: Preprocess, shrunk: int = 1) -> tuple[NDArray[np.uint8], Box]:
-    """The model's input, uint8 [H,W,3], and the box of the picture that it covers.
+    """The model's input, uint8 [H,W,3], and the box of the image that it covers.
 
-    The picture is resized to `full`, and the input is the window of the input's size in its middle; a window
-    larger than the resized picture is filled with the mean colour. image: the picture, `shrunk` times smaller.
+    The image is resized to `full`, and the input is the window of the input's size in its middle; a window
+    larger than the resized image is filled with the mean colour. image: the image, `shrunk` times smaller.
     """
     h, w = preprocess.size
     width, height = image.width * shrunk, image.height * shrunk
@@ -275,7 +275,7 @@ def model_input(image: Image.Image, preprocess: Preprocess, shrunk: int = 1) -> 
 
 
 def full_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:
-    """(width, height) of the whole picture after the resize, rounded down as torchvision's Resize does."""
+    """(width, height) of the whole image after the resize, rounded down as torchvision's Resize does."""
     resize_h, resize_w = preprocess.resize
     if preprocess.crop == "squash":
         return resize_w, resize_h

@@ -1,4 +1,4 @@
-"""What the user named on the command line -> the list of pictures to explain, in a stable order."""
+"""What the user named on the command line -> the list of images to explain, in a stable order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MANIFEST = re.compile(r"run(-\d+-of-\d+)?\.json")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture to explain; id is where it is below its root, extension kept, with forward slashes."""
+    """One image to explain; id is where it is below its root, extension kept, with forward slashes."""
 
     id: str
     path: Path
@@ -50,7 +50,7 @@ def discover(
     folder: str | None = None,
     others: set[str] | None = None,
 ) -> list[Item]:
-    """The pictures behind `names`: files, folders, globs, `@list.txt`, and `-` for paths on standard input.
+    """The images behind `names`: files, folders, globs, `@list.txt`, and `-` for paths on standard input.
 
     Folders are searched for `extensions`; hidden entries and what camcli wrote into a run folder are skipped.
     A file that is named is always taken, unless the run in `out` wrote it. Relative names are relative to `folder`, by
@@ -59,7 +59,7 @@ def discover(
     Ids: below the only input, a folder, the path below it; with several inputs that path after the folder's own name.
     What is named by its file, a glob or a list has the path that it is named by. With `root` each id is the path below
     that folder. Raises NoInputsError when nothing is found, and ConfigError for a name that does not exist, a path that
-    is not below `root`, and two pictures with the same id. The files in searched folders that have other extensions are
+    is not below `root`, and two images with the same id. The files in searched folders that have other extensions are
     added to `others`.
     """
     wanted = tuple(e.lower() if e.startswith(".") else f".{e.lower()}" for e in extensions)
@@ -77,9 +77,7 @@ def discover(
     passed -= found.keys()
     if not found:
         there = f" (there: {in_words(by_extension(passed))})" if passed else ""
-        raise NoInputsError(
-            f"no picture in {', '.join(names)}: looked for {' '.join(wanted)}; --ext adds others{there}"
-        )
+        raise NoInputsError(f"no image in {', '.join(names)}: looked for {' '.join(wanted)}; --ext adds others{there}")
     if others is not None:
         others |= passed
     _refuse_equal_ids(found)
@@ -99,7 +97,7 @@ def in_words(counted: Mapping[str, int]) -> str:
 
 
 def root_of(name: str, path: str) -> str:
-    """The folder below which a picture with the id `name` is at `path`."""
+    """The folder below which an image with the id `name` is at `path`."""
     return path if name == "." else path[: -len(name)].rstrip("/") or "/"
 
 

@@ -1,4 +1,4 @@
-"""From cells of a heatmap to pixels of the original picture, through the box that the model saw."""
+"""From cells of a heatmap to pixels of the original image, through the box that the model saw."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Region = tuple[int, int, int, int]
 
 
 def place(heat: Heat, seen: Box, width: int, height: int) -> tuple[Region, Image.Image]:
-    """Where `heat` [h,w] lies on a picture of `width` x `height` px, and how it looks there.
+    """Where `heat` [h,w] lies on an image of `width` x `height` px, and how it looks there.
 
-    Returns the pixel region (left, top, right, bottom), whose pixel centres lie in `seen`, and a grey picture of
+    Returns the pixel region (left, top, right, bottom), whose pixel centres lie in `seen`, and a grey image of
     its size: bilinear between cell centres, edge cells continued, 0..1 as 0..255.
     """
     [placed] = strips(heat, seen, width, height, width * height)
@@ -48,7 +48,7 @@ def strips(heat: Heat, seen: Box, width: int, height: int, pixels: int) -> Itera
 
 
 def _between(rows: NDArray[np.float32], at: NDArray[np.float64]) -> Image.Image:
-    """A grey picture [len(at), W] between neighbours of `rows` [n,W] 0..255, at rising places in 0..n-1.
+    """A grey image [len(at), W] between neighbours of `rows` [n,W] 0..255, at rising places in 0..n-1.
 
     Several times faster than Pillow's resize, which does not know that a row is met with many weights.
     """
@@ -71,7 +71,7 @@ def _pixels(low: float, high: float, limit: int) -> tuple[int, int]:
 
 
 def _cells(x: float, y: float, seen: Box, w: int, h: int) -> tuple[float, float]:
-    """Picture coordinates -> coordinates of the map with one cell of border."""
+    """Image coordinates -> coordinates of the map with one cell of border."""
     u = (x - seen.x0) / seen.width * w + 1
     v = (y - seen.y0) / seen.height * h + 1
     return min(max(u, 0.0), w + 2.0), min(max(v, 0.0), h + 2.0)
@@ -80,15 +80,15 @@ def _cells(x: float, y: float, seen: Box, w: int, h: int) -> tuple[float, float]
 def peak(heat: Heat, seen: Box, width: int, height: int) -> tuple[int, int] | None:
     """The pixel [x, y] at the centre of the hottest cell; None for a map without heat.
 
-    Cells whose centre lies on the picture come first; a picture thinner than a cell may have none.
+    Cells whose centre lies on the image come first; an image thinner than a cell may have none.
     """
     if not heat.any():
         return None
     h, w = heat.shape
     xs = seen.x0 + (np.arange(w) + 0.5) * seen.width / w
     ys = seen.y0 + (np.arange(h) + 0.5) * seen.height / h
-    on_picture = ((ys >= 0) & (ys < height))[:, None] & ((xs >= 0) & (xs < width))[None]
-    visible = np.where(on_picture, heat, 0)
+    on_image = ((ys >= 0) & (ys < height))[:, None] & ((xs >= 0) & (xs < width))[None]
+    visible = np.where(on_image, heat, 0)
     hottest = (visible if visible.any() else heat).argmax()
     row, column = np.unravel_index(int(hottest), heat.shape)
     return _inside(xs[column], width), _inside(ys[row], height)
@@ -99,7 +99,7 @@ def _inside(position: float, limit: int) -> int:
 
 
 def hot_box(heat: Heat, seen: Box, width: int, height: int) -> Box | None:
-    """Bounds, in pixels of the picture, of the region above half of the maximum; None without heat."""
+    """Bounds, in pixels of the image, of the region above half of the maximum; None without heat."""
     if not heat.any():
         return None
     h, w = (_FINER * n for n in heat.shape)

@@ -18,11 +18,11 @@ def quiet_decoders() -> Iterator[None]:
     """Inside, neither Pillow nor libtiff says on standard error what is wrong with a file."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        hush()
+        silence()
         yield
 
 
-def hush() -> None:
+def silence() -> None:
     """Take libtiff's handlers away, where the system tells which library that is."""
     Image.init()
     if not _MAPS.exists():

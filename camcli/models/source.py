@@ -77,7 +77,7 @@ def model_source(name: str) -> ModelSource:
 
 
 def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) -> LoadedModel:
-    """The classifier of `config`, in eval mode and frozen, and how pictures become its input.
+    """The classifier of `config`, in eval mode and frozen, and how images become its input.
 
     Random weights are the same ones each time, so that a run can be resumed.
     Raises ConfigError for what the user can set right and ModelError for weights that cannot be had.

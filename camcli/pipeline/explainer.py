@@ -26,7 +26,7 @@ from camcli.engine.targets import against, chooser
 from camcli.engine.tuning import tune
 from camcli.errors import ConfigError, ItemError, LayerError
 from camcli.images import geometry
-from camcli.images.decode import Picture, Preprocess, prepare_image
+from camcli.images.decode import LoadedImage, Preprocess, prepare_image
 from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model, model_from_module
 from camcli.pipeline.prepare import device, resolve_layers
@@ -63,8 +63,8 @@ class Explanation:
     def overlay(self, index: int = 0, **look: Any) -> Image.Image:
         """The image with a heatmap on it; `look` are fields of `overlay` in a config, such as alpha=0.7."""
         heatmap, config = self.heatmaps[index], OverlayConfig.model_validate(look)
-        picture = Picture(self.image, self.image.size, self.input, self.seen)
-        return paint(picture, heatmap.heat, config, heatmap.signed)
+        image = LoadedImage(self.image, self.image.size, self.input, self.seen)
+        return paint(image, heatmap.heat, config, heatmap.signed)
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows: all heatmaps beside each other."""
@@ -140,19 +140,19 @@ class Explainer:
                 bar.update(len(batch))
         return found
 
-    def _batches(self, images: Sequence[ImageLike]) -> Iterator[list[Picture]]:
+    def _batches(self, images: Sequence[ImageLike]) -> Iterator[list[LoadedImage]]:
         asked = self.config.runtime.batch_size
         size = 16 if asked == "auto" else asked
         for start in range(0, len(images), size):
             yield [_load(image, self.engine.model.preprocess) for image in images[start : start + size]]
 
-    def _explained(self, pictures: Sequence[Picture]) -> Iterator[Explanation]:
-        inputs = torch.from_numpy(np.stack([picture.input for picture in pictures]))
-        for picture, answer in zip(pictures, self.engine.explain(inputs, self._choose), strict=True):
+    def _explained(self, images: Sequence[LoadedImage]) -> Iterator[Explanation]:
+        inputs = torch.from_numpy(np.stack([image.input for image in images]))
+        for image, answer in zip(images, self.engine.explain(inputs, self._choose), strict=True):
             if isinstance(answer, ItemError):
                 raise answer
-            assert picture.image is not None, "loaded whole"
-            yield Explanation(picture.image, picture.seen, answer.top, answer.heatmaps, picture.input)
+            assert image.image is not None, "loaded whole"
+            yield Explanation(image.image, image.seen, answer.top, answer.heatmaps, image.input)
 
 
 def explain(
@@ -213,7 +213,7 @@ def _layers(model: LoadedModel, config: RunConfig) -> list[TargetLayer]:
     return [resolve_layer(model.module, model.preprocess.size, path) for path in paths]
 
 
-def _load(image: ImageLike, preprocess: Preprocess) -> Picture:
+def _load(image: ImageLike, preprocess: Preprocess) -> LoadedImage:
     """Raises ItemError for what is no image, and ConfigError for arrays of another shape."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):

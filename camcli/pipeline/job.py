@@ -13,7 +13,7 @@ from camcli.images.find import Item, state_of
 from camcli.models.labels import read_labels
 from camcli.records import RunReport
 from camcli.results import manifest
-from camcli.results.fingerprint import SHORT, labels_hash, same_wish
+from camcli.results.fingerprint import SHORT, labels_hash, same_request
 from camcli.results.ledger import Ledger, read_ledger
 from camcli.results.resume import Plan, Policy, plan
 from camcli.results.rundir import read_manifest, results_file
@@ -25,7 +25,7 @@ from camcli.results.versions import versions
 class Job:
     """One run, or one part of it.
 
-    items: all pictures of the run; shard: the part to explain, None for all. asked: what the user named, for the
+    items: all images of the run; shard: the part to explain, None for all. asked: what the user named, for the
     manifest. skipped_files: how many files were passed over, by their extension.
     """
 
@@ -40,7 +40,7 @@ class Job:
 
     @property
     def mine(self) -> list[Item]:
-        """The pictures of this part."""
+        """The images of this part."""
         return [item for item in self.items if self.shard is None or self.shard.has(item.id)]
 
     @property
@@ -67,11 +67,11 @@ def settled(job: Job) -> tuple[RunReport, manifest.Manifest] | None:
 
 
 def _same_job(job: Job, found: manifest.Manifest) -> bool:
-    """Whether a finished run had the same pictures, settings, weights, labels and libraries."""
+    """Whether a finished run had the same images, settings, weights, labels and libraries."""
     try:
         return bool(
             found["status"] == "finished"
-            and same_wish(found["config"], job.config.model_dump(mode="json"))
+            and same_request(found["config"], job.config.model_dump(mode="json"))
             and found["inputs"] == manifest.listing(job.items, job.asked)
             and found["versions"] == versions()
             and _same_files(job.config, found)

@@ -12,7 +12,7 @@ from PIL import Image
 from camcli.config.schema import RunConfig
 from camcli.engine.engine import Engine
 from camcli.errors import CamcliError, ItemError
-from camcli.images.decode import RGB_BYTES, Picture, loading
+from camcli.images.decode import RGB_BYTES, LoadedImage, loading
 from camcli.images.find import Item
 from camcli.images.geometry import Heat
 from camcli.images.memory import Budget
@@ -35,7 +35,7 @@ _ENCODER_BYTES = {"jpg": 2, "png": 4, "webp": 16}
 
 
 class Painter:
-    """Writes each result's files and makes its record; whole: it needs the pictures' own pixels for that."""
+    """Writes each result's files and makes its record; whole: it needs the images' own pixels for that."""
 
     def __init__(
         self, config: RunConfig, engine: Engine, folder: RunDir, fingerprint: str, stopwatch: Stopwatch
@@ -58,9 +58,9 @@ class Painter:
         return stream.outcomes(items, self._write, self._cost)
 
     def _in_one_range(self, stream: Stream, items: Sequence[Item]) -> Generator[Outcome]:
-        """Explain everything, find each method's largest value, then read the pictures again to paint them."""
+        """Explain everything, find each method's largest value, then read the images again to paint them."""
         results: list[ImageResult] = []
-        with closing(stream.outcomes(items, lambda result, picture: result)) as outcomes:
+        with closing(stream.outcomes(items, lambda result, image: result)) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
                     yield outcome
@@ -79,8 +79,8 @@ class Painter:
     def _write_again(self, result: ImageResult, budget: Budget) -> Outcome:
         item = Item(result.id, Path(result.source))
         try:
-            with loading(item.path, self.preprocess, self.whole, budget, self._cost(result)) as picture:
-                return self._write(result, picture)
+            with loading(item.path, self.preprocess, self.whole, budget, self._cost(result)) as image:
+                return self._write(result, image)
         except CamcliError:
             raise
         except ItemError as error:
@@ -88,8 +88,8 @@ class Painter:
         except Exception as error:  # encoders raise many kinds
             return failure(item, ItemError("write", type(error).__name__, str(error)), result.file)
 
-    def _write(self, result: ImageResult, picture: Picture) -> report.ImageRecord:
-        files, record = self._painted(result, picture)
+    def _write(self, result: ImageResult, image: LoadedImage) -> report.ImageRecord:
+        files, record = self._painted(result, image)
         own = fitted(f"reports/{result.id}.json") if self.config.report else None
         sizes = {name: len(data) for name, data in files.items()}
         sealed, text = report.sealed(record, self.fingerprint, sizes, own)
@@ -101,7 +101,7 @@ class Painter:
         return sealed
 
     def _cost(self, result: ImageResult) -> int:
-        """Bytes that painting a picture of its own size takes beside it: copies of it, and the encoded files."""
+        """Bytes that painting an image of its own size takes beside it: copies of it, and the encoded files."""
         if not self.whole:
             return 0
         look, overlays = self.config.overlay, len(result.heatmaps)
@@ -109,8 +109,8 @@ class Painter:
         each = RGB_BYTES * max(copies, 0) + _ENCODED_BYTES[look.format] * overlays + _ENCODER_BYTES[look.format]
         return each * result.size[0] * result.size[1]
 
-    def _painted(self, result: ImageResult, picture: Picture) -> tuple[dict[str, bytes], report.ImageRecord]:
-        """The files of one picture by name, and the record that names them."""
+    def _painted(self, result: ImageResult, loaded: LoadedImage) -> tuple[dict[str, bytes], report.ImageRecord]:
+        """The files of one image by name, and the record that names them."""
         look = self.config.overlay
         files = {fitted(name): data for name, data in maps.WRITERS[self.config.maps](result).items()}
         overlays = [fitted(overlay_name(result, heatmap, look)) for heatmap in result.heatmaps]
@@ -120,18 +120,18 @@ class Painter:
         for name, heatmap in zip(overlays, result.heatmaps, strict=True):
             last = heatmap is result.heatmaps[-1] and not grids
             with self._timing("render"):
-                image = paint(picture, self._shown(heatmap), look, heatmap.signed, last)
+                image = paint(loaded, self._shown(heatmap), look, heatmap.signed, last)
             with self._timing("encode"):
                 files[name] = encode(image, look)
             if grids:
                 painted.append(image)
         for name, members in grids.items():
             tiles = [(result.heatmaps[i], painted[i]) for i in members]
-            files[name] = encode(grid(picture, tiles, look), look)
+            files[name] = encode(grid(loaded, tiles, look), look)
         return files, record
 
     def _shown(self, heatmap: Heatmap) -> Heat:
-        """The heat that the colours stand for: scaled by the picture's own range, or by that of the run."""
+        """The heat that the colours stand for: scaled by the image's own range, or by that of the run."""
         top = self.full_range.get(heatmap.method, 0.0)
         if heatmap.empty or top <= 0:
             return heatmap.heat

@@ -21,9 +21,9 @@ from camcli.engine.layers import Candidate, TargetLayer, list_candidates, resolv
 from camcli.engine.methods import METHODS
 from camcli.engine.precision import Choice, Guard, choose_precision
 from camcli.engine.targets import against, chooser
-from camcli.engine.tuning import compile_backbone, tune, twins, warm_up
+from camcli.engine.tuning import compile_backbone, replicas, tune, warm_up
 from camcli.errors import ConfigError, ItemError
-from camcli.images.decode import Preprocess, load_picture
+from camcli.images.decode import Preprocess, load_image
 from camcli.images.find import Item
 from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model
@@ -41,7 +41,7 @@ GPU_ENGINES = 2
 class Prepared:
     """Engines that are equal and may run at the same time, and what was found out on the way to them.
 
-    batch_size: pictures per forward pass of each engine. devices: where the run is to be done, one process each.
+    batch_size: images per forward pass of each engine. devices: where the run is to be done, one process each.
     """
 
     engines: Sequence[Engine]
@@ -76,9 +76,9 @@ def prepare(
     batch_size: int | None = None,
     precision: Choice | None = None,
 ) -> Prepared:
-    """Ready to explain `items`; earlier: manifest of a run with the same wishes, whose choices are kept.
+    """Ready to explain `items`; earlier: manifest of a run with the same requested config, whose choices are kept.
 
-    batch_size: exactly so many pictures per forward pass, however few there are. precision: as chosen before.
+    batch_size: exactly so many images per forward pass, however few there are. precision: as chosen before.
     Raises ConfigError, ModelError, LayerError or MethodError.
     """
     runtime = config.runtime
@@ -97,11 +97,11 @@ def prepare(
         warm_up(engine.at("fp32"), redo_size(size))
     if len(devices) > 1:
         engine.module.to("cpu")  # each process has an engine of its own
-    return Prepared(twins(engine, engines), layers, precision, size, devices)
+    return Prepared(replicas(engine, engines), layers, precision, size, devices)
 
 
 def rehearse(config: RunConfig, offline: bool = False) -> None:
-    """Load what a run of `config` would load; raises what it would raise before its first picture."""
+    """Load what a run of `config` would load; raises what it would raise before its first image."""
     engine, _ = _engine(config, devices_of(config.runtime.device)[0], offline)
     chooser(config.targets, engine.model.labels)
 
@@ -126,28 +126,26 @@ def _precision(config: RunConfig, engine: Engine, items: Sequence[Item], earlier
 
 
 def _some_inputs(items: Sequence[Item], preprocess: Preprocess) -> Tensor:
-    """The model's inputs, uint8 [B,H,W,3], of pictures from all over the run that can be read."""
+    """The model's inputs, uint8 [B,H,W,3], of images from all over the run that can be read."""
     found: list[NDArray[np.uint8]] = []
     step = max(1, len(items) // PROBED)
     for item in islice(chain.from_iterable(items[start::step] for start in range(step)), 4 * PROBED):
         if len(found) == PROBED:
             break
         try:
-            found.append(load_picture(item.path, preprocess, whole=False).input)
+            found.append(load_image(item.path, preprocess, whole=False).input)
         except ItemError:
             continue  # the run itself records why
     return torch.from_numpy(np.stack(found)) if found else torch.empty(0)
 
 
-def _batch_size(
-    config: RunConfig, engine: Engine, pictures: int, at_once: int, earlier: Mapping[str, Any] | None
-) -> int:
+def _batch_size(config: RunConfig, engine: Engine, images: int, at_once: int, earlier: Mapping[str, Any] | None) -> int:
     asked = config.runtime.batch_size
     if asked != "auto":
-        return even_batches(pictures, asked, at_once)
-    if earlier and "batch_size" in earlier and earlier["inputs"]["images"] == pictures:
+        return even_batches(images, asked, at_once)
+    if earlier and "batch_size" in earlier and earlier["inputs"]["images"] == images:
         return int(earlier["batch_size"])
-    return even_batches(pictures, find_batch_size(engine, pictures // at_once), at_once)
+    return even_batches(images, find_batch_size(engine, images // at_once), at_once)
 
 
 def _at_once(config: RunConfig, devices: Sequence[torch.device]) -> int:
@@ -215,4 +213,4 @@ def _found(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"runtime.device: {name!r} is not to be had here: {reason}") from None
+        raise ConfigError(f"runtime.device: {name!r} is not available here: {reason}") from None

@@ -22,7 +22,7 @@ from camcli.results.report import (
 def image_record(
     result: ImageResult, model: ModelRecord, layer: str, overlays: list[str], maps: list[str], grids: list[str]
 ) -> ImageRecord:
-    """The record of one picture; `overlays` has one path for each of its heatmaps."""
+    """The record of one image; `overlays` has one path for each of its heatmaps."""
     width, height = result.size
     return ImageRecord(
         id=result.id,
@@ -43,7 +43,7 @@ def image_record(
 
 
 def failure_record(failure: Failure, fingerprint: str = "") -> FailureRecord:
-    """The record of one picture that failed."""
+    """The record of one image that failed."""
     return FailureRecord(
         id=failure.id,
         source=failure.source,

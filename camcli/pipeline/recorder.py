@@ -15,7 +15,7 @@ from camcli.results.rundir import RunDir
 class Recorder:
     """Adds a record for each outcome, and counts; failures beyond the first one too many are left to the next run.
 
-    seen: ids of the pictures recorded so far. failures: how many of them failed, by kind. max_errors: how many may.
+    seen: ids of the images recorded so far. failures: how many of them failed, by kind. max_errors: how many may.
     """
 
     def __init__(self, folder: RunDir, fingerprint: str, max_errors: int | None = None) -> None:

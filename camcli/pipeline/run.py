@@ -21,7 +21,7 @@ from camcli.pipeline.recorder import Recorder
 from camcli.pipeline.workers import Task, in_processes
 from camcli.records import SCHEMA_VERSION, RunReport
 from camcli.results import manifest
-from camcli.results.fingerprint import fingerprint, identity, same_wish
+from camcli.results.fingerprint import fingerprint, identity, same_request
 from camcli.results.merge import refuse_another_run
 from camcli.results.resume import Plan, plan, refuse_another_config, refuse_other_names, refuse_strange
 from camcli.results.rundir import RunDir
@@ -79,11 +79,11 @@ def perform(
 
 
 def _earlier(job: Job, folder: RunDir) -> manifest.Manifest | None:
-    """The manifest of the last run into the folder if it wished the same, so that its choices hold on."""
+    """The manifest of the last run into the folder if the same config was requested, so that its choices hold on."""
     found = folder.earlier
     if found is None or job.policy.fresh or not isinstance(found.get("config"), dict):
         return None
-    return found if same_wish(found["config"], job.config.model_dump(mode="json")) else None
+    return found if same_request(found["config"], job.config.model_dump(mode="json")) else None
 
 
 def _outcomes(
@@ -103,10 +103,10 @@ def _outcomes(
 
 
 def _refuse_to_split(job: Job, devices: int) -> None:
-    """A range for all pictures needs all of them in one process; raises ConfigError."""
+    """A range for all images needs all of them in one process; raises ConfigError."""
     split = "with --shard" if job.shard else "between devices" if devices > 1 else ""
     if split and job.config.overlay.scale == "run":
-        raise ConfigError(f"overlay.scale run compares all pictures, so it cannot be split {split}")
+        raise ConfigError(f"overlay.scale run compares all images, so it cannot be split {split}")
 
 
 def _planned(job: Job, folder: RunDir, settings: dict[str, Any]) -> Plan:

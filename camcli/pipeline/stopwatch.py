@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Literal
 
 Work = Literal["decode", "forward", "backward", "render", "encode", "write"]
-Wait = Literal["wait for pictures", "wait for the model", "wait for files"]
+Wait = Literal["wait for images", "wait for the model", "wait for files"]
 Step = Work | Wait
 STEPS: Mapping[Step, str] = {
     "decode": "files to the model's input",
@@ -18,7 +18,7 @@ STEPS: Mapping[Step, str] = {
     "render": "overlays",
     "encode": "their compression",
     "write": "files on the disk",
-    "wait for pictures": "nothing to explain yet",
+    "wait for images": "nothing to explain yet",
     "wait for the model": "nothing to write yet",
     "wait for files": "too much to write already",
 }
@@ -26,7 +26,7 @@ STEPS: Mapping[Step, str] = {
 
 
 _WAITED_FOR: Mapping[Wait, tuple[Work, ...]] = {
-    "wait for pictures": ("decode",),
+    "wait for images": ("decode",),
     "wait for the model": ("forward", "backward"),
     "wait for files": ("render", "encode", "write"),
 }
@@ -64,7 +64,7 @@ class Stopwatch:
 
 
 def start(seconds: Mapping[Step, float], whole: float) -> float:
-    """What of a run's seconds went by before the first picture was waited for."""
+    """What of a run's seconds went by before the first image was waited for."""
     return max(0.0, whole - sum(seconds[wait] for wait in _WAITED_FOR))
 
 

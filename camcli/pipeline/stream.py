@@ -1,4 +1,4 @@
-"""Pictures through decode threads, batches, one engine and writer threads, in order and with bounded memory."""
+"""Images through decode threads, batches, one engine and writer threads, in order and with bounded memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from camcli.engine.engine import Engine, Explanation
 from camcli.engine.precision import Guard
 from camcli.engine.targets import Chooser
 from camcli.errors import CamcliError, ItemError
-from camcli.images.decode import Picture, decode, loading
+from camcli.images.decode import LoadedImage, decode, loading
 from camcli.images.find import Item, state_of
 from camcli.images.memory import Budget
 from camcli.pipeline.faults import device_lost, every_image_fails, lost, out_of_memory
@@ -30,46 +30,46 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A picture on its way; where memory is short it left its pixels behind and is decoded again to be painted."""
+class Waiting:
+    """An image on its way; where memory is short it left its pixels behind and is decoded again to be painted."""
 
     item: Item
     file: FileState | None
-    picture: Picture
-    left_behind: bool = False
+    image: LoadedImage
+    without_pixels: bool = False
 
-    def whole(self) -> Picture:
-        """The picture as it is to be painted; raises ItemError when the file is no longer what it was."""
-        if not self.left_behind:
-            return self.picture
+    def whole(self) -> LoadedImage:
+        """The image as it is to be painted; raises ItemError when the file is no longer what it was."""
+        if not self.without_pixels:
+            return self.image
         image = decode(self.item.path)
-        if image.size != self.picture.size or state_of(self.item.path, with_hash=False) != _unhashed(self.file):
+        if image.size != self.image.size or state_of(self.item.path, with_hash=False) != _unhashed(self.file):
             raise ItemError("read", "Changed", f"{self.item.path}: changed while it was being read")
-        return replace(self.picture, image=image)
+        return replace(self.image, image=image)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pictures and failures in order; inputs: uint8 [N,H,W,3] of the N pictures."""
+    """Images and failures in order; inputs: uint8 [N,H,W,3] of the N images."""
 
-    entries: Sequence[Held | Failure]
+    entries: Sequence[Waiting | Failure]
     inputs: Tensor
 
 
-Explained = tuple[ImageResult, Held]
+Explained = tuple[ImageResult, Waiting]
 
 
 class Stream:
     """One pass over the items: decode on threads, explain in batches, write on threads.
 
-    Every forward pass has `batch_size` pictures, the last one filled up with copies: rounding depends on the size of
-    a batch and not on what else is in it, so a picture gets the same numbers in any run, part of a run or resumed run.
+    Every forward pass has `batch_size` images, the last one filled up with copies: rounding depends on the size of
+    a batch and not on what else is in it, so an image gets the same numbers in any run, part of a run or resumed run.
     While batches are explained, the next one is put together.
 
     engines: equal ones, each for a batch of its own at the same time.
-    budget: what decoded pictures may take.
-    whole: `write` needs the pictures' own pixels, not only what the model saw.
-    guard: pictures whose answer it doubts are explained again in fp32, in batches of a size of their own.
+    budget: what decoded images may take.
+    whole: `write` needs the images' own pixels, not only what the model saw.
+    guard: images whose answer it doubts are explained again in fp32, in batches of a size of their own.
     """
 
     def __init__(
@@ -104,14 +104,14 @@ class Stream:
     def outcomes(
         self,
         items: Iterable[Item],
-        write: Callable[[ImageResult, Picture], R],
+        write: Callable[[ImageResult, LoadedImage], R],
         cost: Callable[[ImageResult], int] = lambda result: 0,
     ) -> Generator[R | Failure]:
         """What `write` returned, or why an item failed, in the order of `items`.
 
         `write` runs on a thread; what it raises fails its item, but OutputError ends the stream. Once `stopped` says
         so, the batches that engines are at are finished, at most one each, and nothing else is begun.
-        cost: bytes that `write` takes beside the picture.
+        cost: bytes that `write` takes beside the image.
         """
         with (
             ThreadPoolExecutor(self.threads) as readers,
@@ -129,14 +129,14 @@ class Stream:
     def _write_all(
         self,
         outcomes: Iterable[Explained | Failure],
-        write: Callable[[ImageResult, Picture], R],
+        write: Callable[[ImageResult, LoadedImage], R],
         cost: Callable[[ImageResult], int],
         writers: ThreadPoolExecutor,
     ) -> Iterator[R | Failure]:
         waiting: deque[Future[R | Failure]] = deque()
         for outcome in outcomes:
             waiting.append(writers.submit(self._written, outcome, write, cost))
-            del outcome  # the only other hold on its picture
+            del outcome  # the only other hold on its image
             while len(waiting) > self.batch_size + 2 * self.threads:
                 yield self._next("wait for files", waiting)
         while waiting:
@@ -146,8 +146,8 @@ class Stream:
         with self._timing(step):
             return waiting.popleft().result()
 
-    def _loaded(self, items: Iterable[Item], readers: ThreadPoolExecutor) -> Iterator[Held | Failure]:
-        ahead: deque[Future[Held | Failure]] = deque()
+    def _loaded(self, items: Iterable[Item], readers: ThreadPoolExecutor) -> Iterator[Waiting | Failure]:
+        ahead: deque[Future[Waiting | Failure]] = deque()
         for item in items:
             if self.stopped():
                 return
@@ -157,41 +157,41 @@ class Stream:
         while ahead and not self.stopped():
             yield ahead.popleft().result()
 
-    def _load(self, item: Item) -> Held | Failure:
+    def _load(self, item: Item) -> Waiting | Failure:
         file = state_of(item.path)
         try:
-            with self._timing("decode"), loading(item.path, self.preprocess, self.whole, self.budget) as picture:
-                if self.budget.keep(picture.bytes):
-                    return Held(item, file, picture)
-                return Held(item, file, replace(picture, image=None), left_behind=True)
+            with self._timing("decode"), loading(item.path, self.preprocess, self.whole, self.budget) as image:
+                if self.budget.keep(image.bytes):
+                    return Waiting(item, file, image)
+                return Waiting(item, file, replace(image, image=None), without_pixels=True)
         except ItemError as error:
             return failure(item, error, file)
 
-    def _batches(self, loaded: Iterable[Held | Failure]) -> Iterator[Batch]:
-        """Runs of items that hold as many pictures each, failures in between; failures wait for few pictures.
+    def _batches(self, loaded: Iterable[Waiting | Failure]) -> Iterator[Batch]:
+        """Runs of items that hold as many images each, failures in between; failures wait for few images.
 
         Their size stays as it was when memory runs out, so that what is in a batch does not depend on when that is.
         """
-        entries: list[Held | Failure] = []
-        pictures = 0
+        entries: list[Waiting | Failure] = []
+        images = 0
         for entry in loaded:
             entries.append(entry)
-            pictures += isinstance(entry, Held)
-            if not 0 < pictures < self._together or len(entries) >= 4 * self._together:
+            images += isinstance(entry, Waiting)
+            if not 0 < images < self._together or len(entries) >= 4 * self._together:
                 yield self._batch(entries)
-                entries, pictures = [], 0
+                entries, images = [], 0
         if entries:
             yield self._batch(entries)
 
-    def _batch(self, entries: Sequence[Held | Failure]) -> Batch:
-        inputs = [entry.picture.input for entry in entries if isinstance(entry, Held)]
+    def _batch(self, entries: Sequence[Waiting | Failure]) -> Batch:
+        inputs = [entry.image.input for entry in entries if isinstance(entry, Waiting)]
         stacked = torch.from_numpy(np.stack(inputs)) if inputs else torch.empty(0)
         return Batch(entries, stacked.pin_memory() if self.on_gpu else stacked)
 
     def _explained(self, batches: Iterator[Batch], explainers: ThreadPoolExecutor) -> Iterator[Explained | Failure]:
         under_way: deque[Future[list[Explained | Failure]]] = deque()
         while True:
-            with self._timing("wait for pictures"):
+            with self._timing("wait for images"):
                 batch = next(batches, None)
             if batch is None or self.stopped():
                 break
@@ -203,7 +203,7 @@ class Stream:
             yield from self._finished(under_way)
 
     def _finished(self, under_way: deque[Future[list[Explained | Failure]]]) -> Iterator[Explained | Failure]:
-        """Of the oldest batch; nothing here holds on to a picture that was passed on."""
+        """Of the oldest batch; nothing here holds on to an image that was passed on."""
         batch = self._next("wait for the model", under_way)
         found = deque(batch)
         del batch
@@ -225,7 +225,7 @@ class Stream:
         return [e if isinstance(e, Failure) else self._result(e, next(answers)) for e in batch.entries]
 
     def _answers(self, engine: Engine, inputs: Tensor) -> list[Explanation | ItemError]:
-        """One answer for each picture; out of memory halves the batch, for good."""
+        """One answer for each image; out of memory halves the batch, for good."""
         answers: list[Explanation | ItemError] = []
         while len(answers) < len(inputs):
             size = self.batch_size
@@ -234,7 +234,7 @@ class Stream:
                 answers += self._forward(engine, some, size, self.choose)
             except CamcliError:
                 raise
-            except Exception as error:  # a model may raise anything for a picture that it does not take
+            except Exception as error:  # a model may raise anything for an image that it does not take
                 if device_lost(error):
                     raise lost(engine.device, error) from error
                 if out_of_memory(error) and size > 1:
@@ -274,7 +274,7 @@ class Stream:
             torch.cuda.empty_cache()
 
     def _one_by_one(self, engine: Engine, inputs: Tensor, error: Exception, size: int) -> list[Explanation | ItemError]:
-        """The answers of a batch that failed: only the pictures that fail alone are to blame."""
+        """The answers of a batch that failed: only the images that fail alone are to blame."""
         if len(inputs) == 1:
             return [ItemError("forward", type(error).__name__, str(error))]
         answers: list[Explanation | ItemError] = []
@@ -293,7 +293,7 @@ class Stream:
             return [ItemError("forward", type(error).__name__, str(error))]
 
     def _vouch(self, engine: Engine, inputs: Tensor, answers: Sequence[Explanation | ItemError]) -> None:
-        """Where a batch ends in a failure, make sure that the engine still explains a picture that is not to blame.
+        """Where a batch ends in a failure, make sure that the engine still explains an image that is not to blame.
 
         That is one which was explained before, or noise as long as there is none. Raises DeviceError.
         """
@@ -315,34 +315,34 @@ class Stream:
     def _choose_some(self, probabilities: NDArray[np.float32]) -> list[int]:
         return self.choose(probabilities) or [int(probabilities.argmax())]
 
-    def _result(self, held: Held, answer: Explanation | ItemError) -> Explained | Failure:
+    def _result(self, held: Waiting, answer: Explanation | ItemError) -> Explained | Failure:
         if isinstance(answer, ItemError):
-            self.budget.give_back(held.picture.bytes)
+            self.budget.give_back(held.image.bytes)
             return failure(held.item, answer, held.file)
-        item, picture = held.item, held.picture
-        found = item.id, str(item.path), picture.size, picture.seen, answer.top, answer.heatmaps, held.file
+        item, image = held.item, held.image
+        found = item.id, str(item.path), image.size, image.seen, answer.top, answer.heatmaps, held.file
         return ImageResult(*found, answer.precision), held
 
     def _written(
         self,
         outcome: Explained | Failure,
-        write: Callable[[ImageResult, Picture], R],
+        write: Callable[[ImageResult, LoadedImage], R],
         cost: Callable[[ImageResult], int],
     ) -> R | Failure:
         if isinstance(outcome, Failure):
             return outcome
         result, held = outcome
         try:
-            with self.budget.room(cost(result) + (held.picture.cost if held.left_behind else 0)):
+            with self.budget.room(cost(result) + (held.image.cost if held.without_pixels else 0)):
                 return write(result, held.whole())
         except CamcliError:
             raise
         except ItemError as error:
             return failure(held.item, error, held.file)
-        except Exception as error:  # encoders raise many kinds, for example for a picture too long for its format
+        except Exception as error:  # encoders raise many kinds, for example for an image too long for its format
             return failure(held.item, ItemError("write", type(error).__name__, str(error)), held.file)
         finally:
-            self.budget.give_back(held.picture.bytes)
+            self.budget.give_back(held.image.bytes)
 
 
 def _ahead(batches: Iterator[Batch], stager: ThreadPoolExecutor) -> Iterator[Batch]:
@@ -355,7 +355,7 @@ def _ahead(batches: Iterator[Batch], stager: ThreadPoolExecutor) -> Iterator[Bat
 
 
 def redo_size(batch_size: int) -> int:
-    """How many pictures of a batch are explained again in one forward pass; above 4, multiples of 4.
+    """How many images of a batch are explained again in one forward pass; above 4, multiples of 4.
 
     About as many as are in doubt where one in sixteen is; on a CPU, one by one costs hardly more.
     """

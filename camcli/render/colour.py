@@ -1,4 +1,4 @@
-"""A heatmap as colour on the picture."""
+"""A heatmap as colour on the image."""
 
 from __future__ import annotations
 

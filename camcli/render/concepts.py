@@ -10,7 +10,7 @@ from PIL import Image, ImageColor, ImageDraw
 
 from camcli.config.schema import OverlayConfig
 from camcli.images import geometry
-from camcli.images.decode import Picture
+from camcli.images.decode import LoadedImage
 from camcli.records import Box
 from camcli.render.grid import INK, LINE, MARGIN, PAPER, write_line
 from camcli.render.overlay import canvas
@@ -30,13 +30,13 @@ def colours(count: int) -> list[str]:
 
 
 def concept_overlay(
-    picture: Picture, heat: NDArray[np.float32], legend: Sequence[tuple[str, str]], config: OverlayConfig
+    loaded: LoadedImage, heat: NDArray[np.float32], legend: Sequence[tuple[str, str]], config: OverlayConfig
 ) -> Image.Image:
-    """`heat` [k,h,w] in 0..1 on the picture; opacity is that of the strongest concept. legend: colour and label.
+    """`heat` [k,h,w] in 0..1 on the image; opacity is that of the strongest concept. legend: colour and label.
 
-    Without heat the picture is left as it is.
+    Without heat the image is left as it is.
     """
-    image, seen = canvas(picture, config)
+    image, seen = canvas(loaded, config)
     painted = _painted(image, heat, seen, [colour for colour, _ in legend], config.alpha) if heat.any() else image
     width = max(painted.width, LEAST_WIDTH)
     sheet = Image.new("RGB", (width, painted.height + MARGIN + len(legend) * LINE), PAPER)

@@ -8,7 +8,7 @@ from math import ceil
 from PIL import Image, ImageDraw, ImageFont
 
 from camcli.config.schema import OverlayConfig
-from camcli.images.decode import Picture
+from camcli.images.decode import LoadedImage
 from camcli.records import Heatmap, ImageResult, Prediction
 from camcli.render.overlay import canvas, target_name
 
@@ -35,9 +35,9 @@ def grid_names(result: ImageResult, config: OverlayConfig) -> Mapping[str, list[
     }
 
 
-def grid(picture: Picture, tiles: Sequence[tuple[Heatmap, Image.Image]], config: OverlayConfig) -> Image.Image:
-    """The picture and the painted `tiles` of one target, five a row, each over its method and its range."""
-    plain = canvas(picture, config)[0]
+def grid(loaded: LoadedImage, tiles: Sequence[tuple[Heatmap, Image.Image]], config: OverlayConfig) -> Image.Image:
+    """The image and the painted `tiles` of one target, five a row, each over its method and its range."""
+    plain = canvas(loaded, config)[0]
     shown = [("image", "", plain), *((_method(heatmap), evidence(heatmap), image) for heatmap, image in tiles)]
     width, height = _tile_size(plain)
     columns = min(len(shown), COLUMNS)
@@ -82,7 +82,7 @@ def _named(target: Prediction) -> str:
 
 
 def _tile_size(image: Image.Image) -> tuple[int, int]:
-    """The picture's proportions, its longer side TILE pixels."""
+    """The image's proportions, its longer side TILE pixels."""
     part = TILE / max(image.size)
     return max(1, round(image.width * part)), max(1, round(image.height * part))
 

@@ -22,7 +22,7 @@ def npz(result: ImageResult) -> MapFiles:
 
 
 def png16(result: ImageResult) -> MapFiles:
-    """One 16-bit grey picture [h,w] for each heatmap, 0..1 (signed maps: -1..1) as 0..65535."""
+    """One 16-bit grey image [h,w] for each heatmap, 0..1 (signed maps: -1..1) as 0..65535."""
     files: MapFiles = {}
     for heatmap in result.heatmaps:
         buffer = io.BytesIO()

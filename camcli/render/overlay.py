@@ -1,4 +1,4 @@
-"""overlays/<id>.<method>.<class>.<format>: the picture with its heat; without a class where the map has none."""
+"""overlays/<id>.<method>.<class>.<format>: the image with its heat; without a class where the map has none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from camcli.config.schema import OverlayConfig
-from camcli.images.decode import Picture
+from camcli.images.decode import LoadedImage
 from camcli.images.geometry import Heat
 from camcli.records import Box, Heatmap, ImageResult, Prediction
 from camcli.render import colour as render
@@ -37,18 +37,20 @@ def _class_name(target: Prediction) -> str:
     return f"{target.index}-{label}" if label else str(target.index)
 
 
-def overlay_bytes(picture: Picture, heat: Heat, config: OverlayConfig) -> bytes:
+def overlay_bytes(image: LoadedImage, heat: Heat, config: OverlayConfig) -> bytes:
     """The encoded overlay of `heat` [h,w] in 0..1."""
-    return encode(paint(picture, heat, config), config)
+    return encode(paint(image, heat, config), config)
 
 
-def paint(picture: Picture, heat: Heat, config: OverlayConfig, signed: bool = False, last: bool = False) -> Image.Image:
-    """The overlay of `heat` [h,w], on the original picture or on the crop that the model saw; untouched without heat.
+def paint(
+    loaded: LoadedImage, heat: Heat, config: OverlayConfig, signed: bool = False, last: bool = False
+) -> Image.Image:
+    """The overlay of `heat` [h,w], on the original image or on the crop that the model saw; untouched without heat.
 
-    last: the picture's own pixels are not needed any more, so they are painted on; otherwise on a copy.
+    last: the image's own pixels are not needed any more, so they are painted on; otherwise on a copy.
     """
-    image, seen = canvas(picture, config)
-    if image is picture.image and not last:
+    image, seen = canvas(loaded, config)
+    if image is loaded.image and not last:
         image = image.copy()
     if not heat.any():
         return image
@@ -59,12 +61,12 @@ def paint(picture: Picture, heat: Heat, config: OverlayConfig, signed: bool = Fa
     return image
 
 
-def canvas(picture: Picture, config: OverlayConfig) -> tuple[Image.Image, Box]:
+def canvas(loaded: LoadedImage, config: OverlayConfig) -> tuple[Image.Image, Box]:
     """What is painted on, and the box of it that the model saw."""
     if config.size == "original":
-        assert picture.image is not None, "an overlay of the original size needs the picture's own pixels"
-        return picture.image, picture.seen
-    image = Image.fromarray(picture.input)
+        assert loaded.image is not None, "an overlay of the original size needs the image's own pixels"
+        return loaded.image, loaded.seen
+    image = Image.fromarray(loaded.input)
     return image, Box(0, 0, image.width, image.height)
 
 

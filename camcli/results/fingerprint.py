@@ -36,7 +36,7 @@ def identity(
     return plain
 
 
-def same_wish(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def same_request(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two dumped configs ask for the same, speed apart."""
     return _without(config, _SPEED_ONLY) == _without(other, _SPEED_ONLY)
 

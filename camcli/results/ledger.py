@@ -1,4 +1,4 @@
-"""results.jsonl as its readers need it: the last line of each picture, however the run that wrote it ended."""
+"""results.jsonl as its readers need it: the last line of each image, however the run that wrote it ended."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One picture's line: where it is in the file (bytes), and what resuming needs of it.
+    """One image's line: where it is in the file (bytes), and what resuming needs of it.
 
-    files: size in bytes by path below the run folder. stage, kind, message: empty when the picture was explained.
+    files: size in bytes by path below the run folder. stage, kind, message: empty when the image was explained.
     heatmaps: how many it has, of which `classes` are of a class and `empty` without evidence.
     likeliest: the probability of its most probable class.
     precision: in which it was, empty when it was not or nobody noted it.
@@ -48,7 +48,7 @@ class Entry:
 class Ledger:
     """What a results file holds.
 
-    entries: by id, in order of the lines that count. replaced: files that only overtaken lines name.
+    entries: by id, in order of the lines that count. replaced: files that only superseded lines name.
     size: bytes up to the end of the last whole line. clean: every line is whole, counts, and is as camcli writes it.
     strange: what there is that this camcli cannot read and a run would lose; empty: nothing.
     """
@@ -60,7 +60,7 @@ class Ledger:
     strange: str = ""
 
     def add(self, entry: Entry) -> None:
-        """Put a line behind the others; it overtakes an earlier one of the same picture."""
+        """Put a line behind the others; it supersedes an earlier one of the same image."""
         before = self.entries.pop(entry.id, None)
         if before is not None:
             self.replaced |= before.files.keys()

@@ -46,7 +46,7 @@ def closing(
 
 
 def listing(items: Sequence[Item], asked: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Which pictures a run is about: what the user named, how many, a hash of their ids in order, and their roots."""
+    """Which images a run is about: what the user named, how many, a hash of their ids in order, and their roots."""
     found = {"images": len(items), "sha256": ids_hash(item.id for item in items), "roots": roots_of(items)}
     return {**(asked or {}), **found}
 
@@ -60,7 +60,7 @@ def ids_hash(ids: Iterable[str]) -> str:
 
 
 def part(items: Sequence[Item], shard: Shard) -> dict[str, Any]:
-    """Which of all pictures belong to a part, as positions in their order."""
+    """Which of all images belong to a part, as positions in their order."""
     positions = [position for position, item in enumerate(items) if shard.has(item.id)]
     return {"index": shard.index, "count": shard.count, "positions": positions}
 
@@ -87,12 +87,12 @@ def redone(entries: Iterable[Entry], precision: str) -> int:
 
 
 def failures(entries: Iterable[Entry]) -> Counter[str]:
-    """How many pictures failed, by kind."""
+    """How many images failed, by kind."""
     return Counter(entry.kind for entry in entries if not entry.done)
 
 
 def without_evidence(entries: Iterable[Entry], above: float | None) -> dict[str, int]:
-    """How many pictures were explained with little to see: only kinds that there are.
+    """How many images were explained with little to see: only kinds that there are.
 
     No class reached `above`, and so, no_heatmap: there is none; no_class: only those that need no class; below: of the
     most probable class. empty: no heatmap has any evidence.

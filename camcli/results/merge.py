@@ -104,7 +104,7 @@ def refuse_another_run(out: Path, shard: Shard, settings: manifest.Manifest) -> 
 
 
 def _check_alike(out: Path, parts: Sequence[Part]) -> None:
-    """Raises ConfigError unless all parts had the same settings and pictures, which together are complete."""
+    """Raises ConfigError unless all parts had the same settings and images, which together are complete."""
     first = parts[0].manifest
     for part in parts[1:]:
         if part.manifest["fingerprint"] != first["fingerprint"]:

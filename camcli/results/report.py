@@ -1,4 +1,4 @@
-"""The JSON that a run leaves for each picture: its models, which are also its published schema."""
+"""The JSON that a run leaves for each image: its models, which are also its published schema."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RankedRecord(TargetRecord):
 
 
 class HeatmapRecord(_Record):
-    """One heatmap of a picture."""
+    """One heatmap of an image."""
 
     method: str
     target: TargetRecord | None = Field(description="null: the map is the same for every class.")
@@ -71,7 +71,7 @@ class FileRecord(_Record):
 
 
 class ImageRecord(_Record):
-    """A picture that was explained."""
+    """An image that was explained."""
 
     schema_version: Literal[1] = 1
     status: Literal["done"] = "done"
@@ -84,7 +84,7 @@ class ImageRecord(_Record):
     width: Size = Field(description="Pixels, after EXIF orientation.")
     height: Size = Field(description="Pixels, after EXIF orientation.")
     seen: Corners = Field(
-        description="[x0, y0, x1, y1] of the part that the model saw, original pixels; beyond the picture if padded."
+        description="[x0, y0, x1, y1] of the part that the model saw, original pixels; beyond the image if padded."
     )
     model: ModelRecord
     layer: str
@@ -100,7 +100,7 @@ class ImageRecord(_Record):
 
 
 class FailureRecord(_Record):
-    """A picture that could not be explained."""
+    """An image that could not be explained."""
 
     schema_version: Literal[1] = 1
     status: Literal["failed"] = "failed"

@@ -56,7 +56,7 @@ def plan(items: Sequence[Item], ledger: Ledger, out: Path, policy: Policy) -> Pl
 
 
 def vanished(items: Sequence[Item], ledger: Ledger) -> tuple[str, ...]:
-    """Ids of records of other pictures than `items`, whose files are gone; one that is only not asked for stays."""
+    """Ids of records of other images than `items`, whose files are gone; one that is only not asked for stays."""
     asked = {item.id for item in items}
     return tuple(e.id for e in ledger.entries.values() if e.id not in asked and not os.path.lexists(e.source))
 

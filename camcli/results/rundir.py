@@ -157,7 +157,7 @@ class RunDir:
             )
 
     def settle(self, order: Sequence[str], drop: Iterable[str] = ()) -> None:
-        """Bring the records into `order` (ids; others follow), one a line, and delete files of overtaken ones."""
+        """Bring the records into `order` (ids; others follow), one a line, and delete files of superseded ones."""
         for name in drop:
             self.ledger.entries.pop(name)
             self.ledger.clean = False

@@ -1,4 +1,4 @@
-"""One part of many of the same run, chosen by the hash of each picture's id."""
+"""One part of many of the same run, chosen by the hash of each image's id."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Shard:
         return f"-{self.index}-of-{self.count}"
 
     def has(self, name: str) -> bool:
-        """Whether the picture with the id `name` belongs to this part; the same on every machine."""
+        """Whether the image with the id `name` belongs to this part; the same on every machine."""
         digest = hashlib.sha256(os.fsencode(name)).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.index - 1
 

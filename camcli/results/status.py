@@ -23,7 +23,7 @@ from camcli.results.rundir import read_manifest, results_file
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Status:
     """Where a run is.
 
     run: `finished`, `interrupted`, `stopped`, `running`, or which parts are not finished.
@@ -66,7 +66,7 @@ class Standing:
         return {**fields, "complete": self.complete}
 
 
-def inspect(out: Path, check: Check) -> Standing:
+def inspect(out: Path, check: Check) -> Status:
     """How the run folder `out` stands; raises ConfigError where it is none."""
     suffixes = _suffixes(out)
     manifests = [read_manifest(out, suffix) or {} for suffix in suffixes]
@@ -85,7 +85,7 @@ def inspect(out: Path, check: Check) -> Standing:
         verdicts.setdefault(verdict(item, ledger.entries.get(item.id), out, check), []).append(item.id)
     failed = verdicts.get("failed", [])
     above = manifest.threshold(manifests[0])
-    return Standing(
+    return Status(
         out=str(out),
         run=_run_status([_ended(out, s, m) for s, m in zip(suffixes, manifests, strict=True)], suffixes),
         done=tuple(verdicts.get("done", ())),

@@ -6,9 +6,9 @@
 
 Seconds are those of the process on one thread, so that other work on the machine does not count. In the table:
 
-peak in mask    share of the (picture, shape in it) pairs where the hottest pixel lies inside the shape's exact mask
+peak in mask    share of the (image, shape in it) pairs where the hottest pixel lies inside the shape's exact mask
 energy          share of the heat that lies inside the mask, mean over the pairs; negative heat does not count
-seconds         per picture with all its shapes, the forward pass included
+seconds         per image with all its shapes, the forward pass included
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def demo_table(scenes: int, seed: int) -> str:
 
 
 def measured(model: LoadedModel, name: str, scenes: int, seed: int) -> Row:
-    """One method on `scenes` pictures, each explained for the shapes in it."""
+    """One method on `scenes` images, each explained for the shapes in it."""
     engine = Engine(model, [resolve_layer(model.module, (SIZE, SIZE))], [METHODS.get(name)])
     hits, energies, seconds = [], [], 0.0
     for drawn in (scene(seed, index) for index in range(scenes)):
@@ -77,21 +77,21 @@ def measured(model: LoadedModel, name: str, scenes: int, seed: int) -> Row:
         heats = list(explained(engine, drawn))
         seconds += time.process_time() - start
         for heat, (_, mask) in zip(heats, drawn.shapes, strict=True):
-            full = at_picture_size(heat, mask.shape).clip(min=0)
+            full = at_image_size(heat, mask.shape).clip(min=0)
             hits.append(bool(full.any() and mask.flat[full.argmax()]))
             energies.append(float((full * mask).sum() / max(full.sum(), 1e-12)))
     return Row(name, float(np.mean(hits)), float(np.mean(energies)), seconds / scenes)
 
 
 def explained(engine: Engine, drawn: Scene) -> Iterator[NDArray[np.float32]]:
-    """The heat of each shape in the picture; a map of no class stands for all of them."""
+    """The heat of each shape in the image; a map of no class stands for all of them."""
     [answer] = engine.explain(torch.from_numpy(drawn.image)[None], lambda _: [label for label, _ in drawn.shapes])
     assert isinstance(answer, Explanation)
     found = {heatmap.target.index if heatmap.target else None: heatmap.heat for heatmap in answer.heatmaps}
     return (found.get(label, found.get(None)) for label, _ in drawn.shapes)  # type: ignore[misc]
 
 
-def at_picture_size(heat: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+def at_image_size(heat: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """[h,w] -> [H,W], bilinear."""
     size = (shape[1], shape[0])
     return np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
@@ -118,7 +118,7 @@ class Budget(nn.Module):
 
 
 def peers_table(share: float, repeats: int) -> str:
-    """Markdown: seconds per picture of the grad-cam package and of ours at ResNet-50's last stage, and their ratio."""
+    """Markdown: seconds per image of the grad-cam package and of ours at ResNet-50's last stage, and their ratio."""
     torch.manual_seed(0)
     module = torchvision.models.resnet50(weights=None).eval().requires_grad_(False)
     x = torch.randn(1, 3, 224, 224)
@@ -139,7 +139,7 @@ def median(measure: Callable[[], float], repeats: int) -> float:
 
 
 def their_seconds(name: str, module: nn.Module, x: Tensor, share: float) -> float:
-    """Process seconds of the package for one picture, from `share` of its forward passes.
+    """Process seconds of the package for one image, from `share` of its forward passes.
 
     The package exchanges the layer for another and, stopped midway, leaves it so.
     """
@@ -167,12 +167,12 @@ def our_engine(name: str, module: nn.Module, precision: Precision, share: float)
 
 
 def our_seconds(engine: Engine, x: Tensor) -> float:
-    """Process seconds for one picture."""
+    """Process seconds for one image."""
     start = time.process_time()
     done = engine.forward(x)
-    aims = torch.zeros_like(done.logits)
-    aims[:, TARGET] = 1
-    engine.maps(done, [aims])
+    target_weights = torch.zeros_like(done.logits)
+    target_weights[:, TARGET] = 1
+    engine.maps(done, [target_weights])
     return time.process_time() - start
 
 

@@ -56,7 +56,7 @@ MODELS = {
     "convnext_tiny": "convnext_tiny",
     "vit_b_16": "vit_base_patch16_224",
 }
-PICTURES = {"500x375": (500, 375), "4000x3000": (4000, 3000)}
+IMAGES = {"500x375": (500, 375), "4000x3000": (4000, 3000)}
 LOOP = 8
 
 Work = Callable[[], object]
@@ -245,7 +245,7 @@ def engine_ratios(name: str, seconds: Mapping[str, float], on_gpu: bool) -> list
 # ---- end to end: JPEG on disk in, overlay and report on disk out
 
 
-def write_pictures(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
+def write_images(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
     """Photograph-like JPEGs: smooth structure with some grain."""
     rng = np.random.default_rng(0)
     paths = []
@@ -326,10 +326,10 @@ def grad_cam_loop(name: str, layer: TargetLayer, paths: Sequence[Path], device: 
 def end_to_end_rows(name: str, size: str, images: int, batch: int, device: str, rounds: int) -> list[Row]:
     """camcli, its two limits and the peers on the same files."""
     with tempfile.TemporaryDirectory() as folder:
-        out, pictures = Path(folder) / "out", Path(folder) / "in"
+        out, loaded_images = Path(folder) / "out", Path(folder) / "in"
         out.mkdir()
-        pictures.mkdir()
-        paths = write_pictures(pictures, PICTURES[size], images)
+        loaded_images.mkdir()
+        paths = write_images(loaded_images, IMAGES[size], images)
         ready = prepare(config_of(name, "fp32", batch, device), (), batch_size=batch)
         works: dict[str, tuple[Work, int]] = {}
         for precision in ("fp32", "bf16"):
@@ -338,7 +338,7 @@ def end_to_end_rows(name: str, size: str, images: int, batch: int, device: str, 
             forward = plain_forward(bare(name, device, torch.channels_last), inputs, precision)
             works[f"forward {precision}"] = forward, batch
         works["decode + encode"] = decode_and_encode(paths, out, os.cpu_count() or 1), images
-        works["timm predicts"] = timm_predicts(name, pictures, batch, device), images
+        works["timm predicts"] = timm_predicts(name, loaded_images, batch, device), images
         for precision in ("fp32", "bf16"):
             works[f"camcli {precision}"] = end_to_end(config_of(name, precision, batch, device), paths, out), images
         small = config_of(name, "bf16", batch, device, overlay="model")
@@ -367,7 +367,7 @@ def end_to_end_ratios(part: str, name: str, seconds: Mapping[str, float]) -> lis
 
 
 def resident_mib(images: int) -> float:
-    """Peak resident memory, in MiB, of a run of the demo model over `images` pictures in a process of its own."""
+    """Peak resident memory, in MiB, of a run of the demo model over `images` images in a process of its own."""
     code = (
         "import sys\nfrom camcli.images.memory import keep_freed_memory\nkeep_freed_memory()\n"
         "from pathlib import Path\nfrom camcli.config.file import load_config\n"
@@ -376,13 +376,13 @@ def resident_mib(images: int) -> float:
         "perform(Job(load_config(None).config, discover([sys.argv[1]]), Path(sys.argv[2])))\n"
     )
     with tempfile.TemporaryDirectory() as folder:
-        pictures = Path(folder) / "in"
-        pictures.mkdir()
-        [original] = write_pictures(Path(folder), PICTURES["500x375"], 1)
+        loaded_images = Path(folder) / "in"
+        loaded_images.mkdir()
+        [original] = write_images(Path(folder), IMAGES["500x375"], 1)
         for index in range(images):
-            os.link(original, pictures / f"{index:05}.jpg")
+            os.link(original, loaded_images / f"{index:05}.jpg")
         process = os.posix_spawn(
-            "/proc/self/exe", ["python", "-c", code, str(pictures), f"{folder}/out"], dict(os.environ)
+            "/proc/self/exe", ["python", "-c", code, str(loaded_images), f"{folder}/out"], dict(os.environ)
         )
         _, status, usage = os.wait4(process, 0)
         assert status == 0
@@ -422,9 +422,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--parts", nargs="+", choices=["engine", *PICTURES, "memory"], default=["engine", *PICTURES])
+    parser.add_argument("--parts", nargs="+", choices=["engine", *IMAGES, "memory"], default=["engine", *IMAGES])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, help="pictures per forward pass; 8 on a CPU, 64 on a GPU")
+    parser.add_argument("--batch", type=int, help="images per forward pass; 8 on a CPU, 64 on a GPU")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -437,7 +437,7 @@ def main() -> None:
         for part in args.parts:
             if part == "engine":
                 rows += engine_rows(name, batch, args.device, args.rounds)
-            elif part in PICTURES:
+            elif part in IMAGES:
                 rows += end_to_end_rows(name, part, args.images, batch, args.device, args.rounds)
     for (part, name), seconds in by_part(rows).items():
         of_engine = part == "engine"

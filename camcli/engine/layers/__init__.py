@@ -1,4 +1,4 @@
-"""Which layer to look at, and how to read it as a grid over the picture."""
+"""Which layer to look at, and how to read it as a grid over the image."""
 
 from camcli.engine.layers.cache import resolve_cached
 from camcli.engine.layers.layout import Layout, Tap, TargetLayer

@@ -1,6 +1,6 @@
 """Which points of a computation graph the whole prediction flows through.
 
-A vertex is one output of one autograd node. Every walk from the loss to the picture follows edges that only
+A vertex is one output of one autograd node. Every walk from the loss to the image follows edges that only
 go down in a topological order, so a vertex lies on all walks exactly when no edge jumps over it: the
 dominators of the graph in one sweep (Lengauer and Tarjan, 1979, solve the general case).
 """

@@ -1,4 +1,4 @@
-"""How an activation tensor is read as a grid over the picture, and where in the model it stands."""
+"""How an activation tensor is read as a grid over the image, and where in the model it stands."""
 
 from __future__ import annotations
 

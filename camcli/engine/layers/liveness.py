@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from camcli.engine.layers.layout import Layout
-from camcli.engine.layers.probe import CALIBRATING, Size, pictures
+from camcli.engine.layers.probe import CALIBRATING, Size, images
 from camcli.engine.layers.trace import Place, visiting
 
 NEARLY_ALL = 0.9
@@ -36,7 +36,7 @@ def live_shares(module: nn.Module, size: Size, layouts: Mapping[Place, Layout]) 
             edges[place] = get_gradient_edge(tensor)
 
     with torch.enable_grad(), visiting(module, visit):
-        logits = module(pictures(module, size).requires_grad_(True).clone())
+        logits = module(images(module, size).requires_grad_(True).clone())
         scores = logits.topk(min(CLASSES, logits.shape[1]), dim=1).values.sum(0)
     shares: dict[Place, list[Tensor]] = {place: [] for place in edges}
     for score in scores:

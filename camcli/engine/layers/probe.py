@@ -1,6 +1,6 @@
-"""Where does an activation answer a touch of the picture? The layout is measured on the live model.
+"""Where does an activation answer a change of a patch of the image? The layout is measured on the live model.
 
-A few patches of a synthetic picture are repainted, one per batch item. Under the right reading of a tensor,
+A few patches of a synthetic image are repainted, one per batch item. Under the right reading of a tensor,
 the cells that change most lie where the patch was; under a wrong one they lie anywhere.
 """
 
@@ -32,7 +32,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(slots=True)
 class Evidence:
-    """Distances from patch to strongest answer, in parts of the picture's side, and what chance gives.
+    """Distances from patch to strongest answer, in parts of the image's side, and what chance gives.
 
     gain: by how much the answers were nearer than cells drawn at random; variance: of the gain under chance.
     """
@@ -61,9 +61,9 @@ class Evidence:
 
 @dataclass(slots=True)
 class Probe:
-    """Touches pictures of `size` (H, W) and gathers evidence for each reading of each place.
+    """Perturbs images of `size` (H, W) and gathers evidence for each reading of each place.
 
-    A place must come with the same readings each time, since they are compared touch by touch.
+    A place must come with the same readings each time, since they are compared perturbation by perturbation.
     """
 
     module: nn.Module
@@ -76,7 +76,7 @@ class Probe:
         first, claims = next(iter(readings.items()))
         grid = claims[0].grid
         for _ in range(MAX_ROUNDS):
-            self.touch(readings, grid)
+            self.perturb(readings, grid)
             if self.verdict(first):
                 break
             leading = self.leading(first)
@@ -90,8 +90,8 @@ class Probe:
                 self.settle({place: claims, **readings})
         return self.verdicts(readings)
 
-    def touch(self, readings: Mapping[Place, Sequence[Layout]], grid: Size) -> None:
-        """One forward of 1 + PATCHES pictures; each patch is exactly one cell of `grid`, which finer maps shrink to."""
+    def perturb(self, readings: Mapping[Place, Sequence[Layout]], grid: Size) -> None:
+        """One forward of 1 + PATCHES images; each patch is exactly one cell of `grid`, which finer maps shrink to."""
         generator = torch.Generator().manual_seed(self.rounds)
         boxes = list(patches(self.size, self.rounds * PATCHES, grid))
         inputs = repaint(canvas(self.size, self.rounds % 2 == 0, generator), boxes, generator)
@@ -143,9 +143,9 @@ class Probe:
 
 
 def response(maps: Tensor) -> Tensor:
-    """[n,h,w] how much each cell answers a touch, in parts of what it answers to all n on average.
+    """[n,h,w] how much each cell answers a perturbation, in parts of what it answers to all n on average.
 
-    maps [1+n,C,h,w], the untouched picture first. The change common to all cells of a map is global mixing.
+    maps [1+n,C,h,w], the untouched image first. The change common to all cells of a map is global mixing.
     Cells that answer anything loudly do not count for more; those that hardly answer at all count for less.
     """
     change = maps[1:] - maps[:1]
@@ -178,14 +178,14 @@ def centre(box: Box, size: Size) -> tuple[float, float]:
 
 
 def canvas(size: Size, rough: bool, generator: torch.Generator) -> Tensor:
-    """[1,3,H,W] synthetic picture, about normalised: white noise, or noise as smooth as a 5 x 5 grid."""
+    """[1,3,H,W] synthetic image, about normalised: white noise, or noise as smooth as a 5 x 5 grid."""
     if rough:
         return torch.randn(1, 3, *size, generator=generator)
     return F.interpolate(torch.randn(1, 3, 5, 5, generator=generator), size, mode="bicubic")
 
 
 def repaint(untouched: Tensor, boxes: Sequence[Box], generator: torch.Generator) -> Tensor:
-    """[1+n,3,H,W]: the picture, then one copy per box with that box filled with strong noise."""
+    """[1+n,3,H,W]: the image, then one copy per box with that box filled with strong noise."""
     batch = untouched.repeat(1 + len(boxes), 1, 1, 1)
     for item, (top, left, height, width) in zip(batch[1:], boxes, strict=True):
         noise = torch.randn(3, height, width, generator=generator)
@@ -193,14 +193,14 @@ def repaint(untouched: Tensor, boxes: Sequence[Box], generator: torch.Generator)
     return batch
 
 
-def pictures(module: nn.Module, size: Size, count: int = CALIBRATING) -> Tensor:
-    """[count,3,H,W] the same synthetic pictures every time, as `module` takes them."""
+def images(module: nn.Module, size: Size, count: int = CALIBRATING) -> Tensor:
+    """[count,3,H,W] the same synthetic images every time, as `module` takes them."""
     generator = torch.Generator().manual_seed(0)
     return like(module, torch.cat([canvas(size, index % 2 == 0, generator) for index in range(count)]))
 
 
 def values(module: nn.Module, size: Size, places: Sequence[Place]) -> dict[Place, Tensor]:
-    """The tensors at `places` for the synthetic picture."""
+    """The tensors at `places` for the synthetic image."""
     found: dict[Place, Tensor] = {}
 
     def visit(place: Place, tensor: Tensor) -> None:
@@ -208,7 +208,7 @@ def values(module: nn.Module, size: Size, places: Sequence[Place]) -> dict[Place
             found[place] = tensor.clone()
 
     with torch.no_grad(), visiting(module, visit):
-        module(pictures(module, size, 1))
+        module(images(module, size, 1))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Every way in which a shape could be read as a grid over the picture."""
+"""Every way in which a shape could be read as a grid over the image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Size = tuple[int, int]
 
 
 def readings(shape: tuple[int, ...], size: Size) -> list[Layout]:
-    """Layouts that fit `shape` (without the batch axis) for a picture of `size` (H, W), likelier ones first."""
+    """Layouts that fit `shape` (without the batch axis) for an image of `size` (H, W), likelier ones first."""
     return list(_of_maps(shape, size) if len(shape) == 3 else _of_tokens(shape[0], size))
 
 
@@ -32,14 +32,14 @@ def _of_tokens(count: int, size: Size) -> Iterator[Layout]:
 
 
 def _grids(count: int, size: Size) -> Iterator[Size]:
-    """Factorisations of `count` with the proportions of the picture."""
+    """Factorisations of `count` with the proportions of the image."""
     for rows in range(2, count // 2 + 1):
         if count % rows == 0 and _covers((rows, count // rows), size):
             yield rows, count // rows
 
 
 def _covers(grid: Size, size: Size) -> bool:
-    """At least 2 x 2 cells, which some stride gives for both axes of the picture, rounded down or up."""
+    """At least 2 x 2 cells, which some stride gives for both axes of the image, rounded down or up."""
     sides = list(zip(grid, size, strict=True))
     if any(n < 2 or n > pixels for n, pixels in sides):
         return False

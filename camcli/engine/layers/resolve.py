@@ -13,7 +13,7 @@ from camcli.engine.layers.awake import awake
 from camcli.engine.layers.cuts import vertex
 from camcli.engine.layers.layout import Layout, Tap, TargetLayer
 from camcli.engine.layers.liveness import NEARLY_ALL, NEARLY_NONE, live_cells, live_shares
-from camcli.engine.layers.probe import COARSE, Probe, pictures
+from camcli.engine.layers.probe import COARSE, Probe, images
 from camcli.engine.layers.readings import readings
 from camcli.engine.layers.search import Search, Size
 from camcli.engine.layers.trace import Output, Place, undisturbed
@@ -27,7 +27,7 @@ TRIED = 8
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A tensor that a module returns and that may be a grid over the picture.
+    """A tensor that a module returns and that may be a grid over the image.
 
     shape: without the batch axis. layout: as the probe found it, None where it found none.
     is_cut: the whole prediction flows through it.
@@ -45,9 +45,9 @@ class Candidate:
 
 
 def resolve_layer(module: nn.Module, input_size: Size, path: str | None = None) -> TargetLayer:
-    """The layer at `path`, checked, or the best one, for pictures of `input_size` (H, W).
+    """The layer at `path`, checked, or the best one, for images of `input_size` (H, W).
 
-    Raises LayerError where `path` is unknown, where nothing can be read as a grid over the picture, and
+    Raises LayerError where `path` is unknown, where nothing can be read as a grid over the image, and
     where no gradient arrives. Leaves the module as it was.
     """
     with undisturbed(module):
@@ -56,14 +56,14 @@ def resolve_layer(module: nn.Module, input_size: Size, path: str | None = None) 
 
 
 def list_candidates(module: nn.Module, input_size: Size) -> list[Candidate]:
-    """Every tensor with the shape of a grid over the picture, in order of computation."""
+    """Every tensor with the shape of a grid over the image, in order of computation."""
     with undisturbed(module):
         search = _search(module, input_size)
         found = search.best()
         claims = {output.place: readings(output.shape, input_size) for output in search.outputs}
         probe = Probe(search.module, input_size)
         for _ in range(LISTING_ROUNDS):
-            probe.touch(claims, COARSE)
+            probe.perturb(claims, COARSE)
         layouts = probe.verdicts(claims)
         shares = _live_cells(search, layouts)
         return [_candidate(search, output, layouts.get(output.place), shares, found) for output in search.outputs]
@@ -71,14 +71,14 @@ def list_candidates(module: nn.Module, input_size: Size) -> list[Candidate]:
 
 def _search(module: nn.Module, size: Size) -> Search:
     """A search in the module, or in a copy of an untrained one through which signals flow."""
-    return Search(awake(module, pictures(module, size)), size)
+    return Search(awake(module, images(module, size)), size)
 
 
 def _automatic(search: Search) -> TargetLayer:
     if found := search.best():
         return found
     raise LayerError(
-        "no layer of this model is read as a grid over the picture with the whole prediction behind it; "
+        "no layer of this model is read as a grid over the image with the whole prediction behind it; "
         "set `layer: PATH` to one that you trust"
     )
 
@@ -100,7 +100,7 @@ def _checked(search: Search, path: str) -> TargetLayer:
         raise LayerError(f"layer {path!r} has no spatial layout (it returns {shapes})")
     layouts = search.read(fits)
     if not layouts:
-        raise LayerError(f"layer {path!r} does not follow the picture's grid")
+        raise LayerError(f"layer {path!r} does not follow the image's grid")
     shares = live_shares(search.module, search.size, layouts)
     for place in (output.place for output in fits if output.place in shares):
         if shares[place].max() >= NEARLY_NONE:

@@ -1,6 +1,6 @@
-"""The search for a target layer in one model, for pictures of one size.
+"""The search for a target layer in one model, for images of one size.
 
-The last tensor wins that is read as a grid over the picture, through which the whole prediction flows, and
+The last tensor wins that is read as a grid over the image, through which the whole prediction flows, and
 whose gradient is alive in the cells.
 """
 
@@ -19,7 +19,7 @@ from torch.autograd.graph import get_gradient_edge
 from camcli.engine.layers.cuts import Vertex, cut_points, smallest_cut, vertex
 from camcli.engine.layers.layout import Layout, Tap, TargetLayer
 from camcli.engine.layers.liveness import NEARLY_ALL, live_cells, live_channels
-from camcli.engine.layers.probe import Probe, pictures, values
+from camcli.engine.layers.probe import Probe, images, values
 from camcli.engine.layers.readings import readings
 from camcli.engine.layers.trace import Output, Place, Trace, record
 
@@ -54,18 +54,18 @@ Verified = tuple[Spot, Layout]
 
 
 class Search:
-    """A frozen module in evaluation mode with one recorded pass over a picture of `size` (H, W)."""
+    """A frozen module in evaluation mode with one recorded pass over an image of `size` (H, W)."""
 
     def __init__(self, module: nn.Module, size: Size) -> None:
         self.module = module
         self.size = size
-        self.trace: Trace = record(module, pictures(module, size, 1))
+        self.trace: Trace = record(module, images(module, size, 1))
         self.outputs = [output for output in distinct(self.trace.outputs) if readings(output.shape, size)]
         self.probe = Probe(module, size)
 
     @cached_property
     def cut_vertices(self) -> list[Vertex]:
-        """The points that the whole prediction flows through, from the loss to the picture."""
+        """The points that the whole prediction flows through, from the loss to the image."""
         return cut_points(get_gradient_edge(self.trace.loss), self.trace.source)
 
     @cached_property

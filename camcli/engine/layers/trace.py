@@ -39,7 +39,7 @@ class Output:
 
 @dataclass(slots=True)
 class Trace:
-    """A forward pass of one picture; loss is the largest logit, source the picture's edge."""
+    """A forward pass of one image; loss is the largest logit, source the image's edge."""
 
     loss: Tensor
     source: GradientEdge
@@ -52,7 +52,7 @@ class Trace:
 
 
 def record(module: nn.Module, inputs: Tensor) -> Trace:
-    """Run `module` on `inputs` [1,3,H,W] with a graph from the logits down to the picture."""
+    """Run `module` on `inputs` [1,3,H,W] with a graph from the logits down to the image."""
     outputs: list[Output] = []
     types = {path: type(child).__name__ for path, child in module.named_modules()}
 
@@ -62,12 +62,12 @@ def record(module: nn.Module, inputs: Tensor) -> Trace:
             outputs.append(Output(place, types[place.path], shape, get_gradient_edge(tensor)))
 
     with torch.enable_grad():
-        picture = inputs.detach().requires_grad_(True)
+        image = inputs.detach().requires_grad_(True)
         with visiting(module, visit):
-            logits = module(picture.clone())
+            logits = module(image.clone())
         if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.requires_grad:
-            raise LayerError("the model does not return logits [batch, classes] that depend on the picture")
-        return Trace(logits.max(), get_gradient_edge(picture), outputs)
+            raise LayerError("the model does not return logits [batch, classes] that depend on the image")
+        return Trace(logits.max(), get_gradient_edge(image), outputs)
 
 
 @contextmanager

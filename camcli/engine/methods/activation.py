@@ -12,7 +12,7 @@ from camcli.engine.methods.view import LayerView, layer_method
 @layer_method("cam", ("activations",), "nothing", "https://arxiv.org/abs/1512.04150")
 def cam(view: LayerView) -> Tensor:
     """W_c A_c, W the row of the linear head behind global average pooling: the part of each channel."""
-    weights = view.batch.aims @ view.once("head", lambda: class_weights(view))
+    weights = view.batch.target_weights @ view.once("head", lambda: class_weights(view))
     return weights[:, :, None, None] * view.activations
 
 

@@ -30,7 +30,7 @@ DFF = Method(
     "https://arxiv.org/abs/1806.10206",
     "layer",
     signed=False,
-    formula="min ‖V - W H‖, W, H ≥ 0, V the activations of all pictures: H are concepts, W says where they are.",
+    formula="min ‖V - W H‖, W, H ≥ 0, V the activations of all images: H are concepts, W says where they are.",
     class_specific=False,
 )
 

@@ -41,7 +41,7 @@ def heads(module: nn.Module) -> Iterator[tuple[Tensor, Tensor | float]]:
 
 
 def _explains(part: Tensor, logits: Tensor) -> bool:
-    """Whether `part` [B,K] is `logits` but for rounding; pictures that are not finite have no say."""
+    """Whether `part` [B,K] is `logits` but for rounding; images that are not finite have no say."""
     finite = logits.isfinite().all(dim=1)
     size = part[finite].norm()
     return bool(size > 0 and (part - logits)[finite].norm() <= TOLERANCE * size)

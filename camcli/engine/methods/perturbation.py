@@ -16,19 +16,19 @@ RESIDUE = 1e-6
 
 @layer_method("scorecam", ("activations", "scores"), "1 forward per channel", "https://arxiv.org/abs/1910.01279")
 def scorecam(view: LayerView) -> Tensor:
-    """softmax_c(score of the picture under channel c as a mask) A_c; a channel of zeros adds nothing and is skipped."""
+    """softmax_c(score of the image under channel c as a mask) A_c; a channel of zeros adds nothing and is skipped."""
     weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
-    for picture in view.batch.asked:
-        channels = view.channels(picture)
-        logits = view.once(f"masked {picture}", partial(masked_logits, view, picture, channels))
-        weights[picture, channels] = (logits @ view.batch.aims[picture]).softmax(dim=0)
+    for image in view.batch.asked:
+        channels = view.channels(image)
+        logits = view.once(f"masked {image}", partial(masked_logits, view, image, channels))
+        weights[image, channels] = (logits @ view.batch.target_weights[image]).softmax(dim=0)
     return weights[:, :, None, None] * view.activations
 
 
-def masked_logits(view: LayerView, picture: int, channels: Tensor) -> Tensor:
-    """[n,K] logits of the picture under each of n `channels` as a mask; equal masks share one pass."""
-    image = view.batch.inputs[picture]
-    maps = view.activations[picture, channels]
+def masked_logits(view: LayerView, row: int, channels: Tensor) -> Tensor:
+    """[n,K] logits of the image under each of n `channels` as a mask; equal masks share one pass."""
+    image = view.batch.inputs[row]
+    maps = view.activations[row, channels]
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     cells = torch.where(high > low, (maps - low) / (high - low), 0)
     distinct, which = torch.unique(cells, dim=0, return_inverse=True)
@@ -37,7 +37,7 @@ def masked_logits(view: LayerView, picture: int, channels: Tensor) -> Tensor:
 
 
 def masks(cells: Tensor, size: Sequence[int]) -> Tensor:
-    """[n,h,w] -> [n,1,*size] in 0..1, corner cells on the picture's corners."""
+    """[n,h,w] -> [n,1,*size] in 0..1, corner cells on the image's corners."""
     large = F.interpolate(cells[:, None], tuple(size), mode="bilinear", align_corners=True)
     low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
     return torch.where(high > low, (large - low) / (high - low), 0)
@@ -66,21 +66,18 @@ def _size(batch: Batch) -> Tensor:
 def ablationcam(view: LayerView) -> Tensor:
     """(y - y without channel c) / |y| A_c: the paper divides by y, which turns the map around where y is negative."""
     weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
-    for picture in view.batch.asked:
-        score, channels = view.batch.scores[picture], view.channels(picture)
-        logits = view.once(f"ablated {picture}", partial(ablated_logits, view, picture, channels))
-        weights[picture, channels] = score - logits @ view.batch.aims[picture]
+    for image in view.batch.asked:
+        score, channels = view.batch.scores[image], view.channels(image)
+        logits = view.once(f"ablated {image}", partial(ablated_logits, view, image, channels))
+        weights[image, channels] = score - logits @ view.batch.target_weights[image]
     weights = weights / _size(view.batch)[:, None]
     return weights[:, :, None, None] * view.activations
 
 
-def ablated_logits(view: LayerView, picture: int, channels: Tensor) -> Tensor:
-    """[n,K] logits of the picture with each of n `channels` set to zero in turn."""
+def ablated_logits(view: LayerView, image: int, channels: Tensor) -> Tensor:
+    """[n,K] logits of the image with each of n `channels` set to zero in turn."""
     return torch.cat(
-        [
-            view.tail(picture, without(view.activations[picture], c))
-            for c in torch.split(channels, view.batch.options.chunk)
-        ]
+        [view.tail(image, without(view.activations[image], c)) for c in torch.split(channels, view.batch.options.chunk)]
     )
 
 
@@ -107,7 +104,7 @@ def occlusion(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     maps = torch.zeros_like(batch.inputs[:, 0])
     for row in batch.asked:
         logits = batch.once(f"muted {row}", partial(muted_logits, batch, row, patches))
-        falls = batch.scores[row] - logits @ batch.aims[row]
+        falls = batch.scores[row] - logits @ batch.target_weights[row]
         maps[row] = torch.einsum("p,phw->hw", falls, patches.float()) / cover
     return maps
 

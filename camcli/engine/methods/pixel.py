@@ -70,7 +70,7 @@ def integrated_gradients(batch: Batch, views: Sequence[LayerView]) -> Tensor:
 
 @pixel_method("smoothgrad", ("pixels",), "`samples` forwards and backwards", "https://arxiv.org/abs/1706.03825")
 def smoothgrad(batch: Batch, views: Sequence[LayerView]) -> Tensor:
-    """sum_rgb |mean over noise n of g(x + n)|, capped at the 99th percentile; every picture meets the same noise."""
+    """sum_rgb |mean over noise n of g(x + n)|, capped at the 99th percentile; every image meets the same noise."""
     noise, shape = torch.Generator().manual_seed(0), batch.inputs.shape[1:]
     samples = [torch.randn(shape, generator=noise).to(batch.inputs.device) for _ in range(batch.options.samples)]
     maps = torch.zeros_like(batch.inputs[:, 0])
@@ -89,21 +89,21 @@ def fullgrad(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     return batch.in_chunks(batch.inputs, partial(_fullgrad, batch, views), lambda part: torch.zeros_like(part[:, 0]))
 
 
-def _fullgrad(batch: Batch, views: Sequence[LayerView], inputs: Tensor, aims: Tensor) -> Tensor:
+def _fullgrad(batch: Batch, views: Sequence[LayerView], inputs: Tensor, target_weights: Tensor) -> Tensor:
     with torch.enable_grad(), Biases() as biases:
         x = inputs.detach().requires_grad_()
-        score = (batch.network(x.clone()) * aims).sum()
+        score = (batch.network(x.clone()) * target_weights).sum()
     gradients = torch.autograd.grad(score, [x, *(bias.edge for bias in biases.met)])
     total = channels(x.detach() * gradients[0], inputs.shape[-2:])
     met = zip(biases.met, gradients[1:], strict=True)
     parts = [place for bias, gradient in met if (place := placed(bias, gradient, views)) is not None]
     if not parts:
-        raise MethodError("fullgrad adds up gradients of biases, and this model has none with a place in the picture")
+        raise MethodError("fullgrad adds up gradients of biases, and this model has none with a place in the image")
     return total + torch.stack([channels(part, inputs.shape[-2:]) for part in parts]).sum(dim=0)
 
 
 def placed(bias: Bias, gradient: Tensor, views: Sequence[LayerView]) -> Tensor | None:
-    """bias * gradient as [B,C,h,w], or None where the output is no grid over the picture."""
+    """bias * gradient as [B,C,h,w], or None where the output is no grid over the image."""
     if bias.axis == 1:
         return gradient.float() * bias.bias[:, None, None] if gradient.dim() == 4 else None
     part = gradient.float() * bias.bias

@@ -31,15 +31,15 @@ class Batch:
     """A batch and what is asked of it.
 
     inputs: float32 [B,3,H,W] as the model takes them. logits: float32 [B,K], without graph.
-    aims: float32 [B,K]; the score of a picture is the product of its logits with its row, so a 1 asks for a class,
-        and a -1 beside it asks why not rather that one. A row of zeros asks nothing.
+    target_weights: float32 [B,K]; the score of an image is the product of its logits with its row, so a 1 asks for a
+        class, and a -1 beside it asks why not rather that one. A row of zeros asks nothing.
     module: the model. network: [N,3,H,W] -> float32 [N,K], in the precision of the run. number: that precision.
     memo: results that hold for every target of the same batch.
     """
 
     inputs: Tensor
     logits: Tensor
-    aims: Tensor
+    target_weights: Tensor
     module: nn.Module
     network: Network
     options: OptionsConfig
@@ -49,7 +49,7 @@ class Batch:
     @property
     def asked(self) -> list[int]:
         """The rows that ask something; costly methods spend forward passes on these alone."""
-        rows: list[int] = self.aims.any(dim=1).nonzero()[:, 0].tolist()
+        rows: list[int] = self.target_weights.any(dim=1).nonzero()[:, 0].tolist()
         return rows
 
     def once(self, key: str, make: Callable[[], T]) -> T:
@@ -61,10 +61,10 @@ class Batch:
     @property
     def scores(self) -> Tensor:
         """What the maps explain: float32 [B]."""
-        return (self.logits * self.aims).sum(dim=1)
+        return (self.logits * self.target_weights).sum(dim=1)
 
     def logits_of(self, variants: Iterable[Tensor]) -> Tensor:
-        """Chunks [n,3,H,W] of changed pictures -> float32 [N,K], one forward pass for each chunk.
+        """Chunks [n,3,H,W] of changed images -> float32 [N,K], one forward pass for each chunk.
 
         Colours go last in memory, which convolutions on a CPU take up to a third less time for.
         """
@@ -80,14 +80,14 @@ class Batch:
         """The sum of d score / d input over changed copies [N,3,H,W] of one image: float32 [3,H,W]."""
         copies = torch.stack(list(variants)).contiguous(memory_format=torch.channels_last)
         chunks = torch.split(copies, self.options.chunk)
-        aims = self.aims[row : row + 1]
-        sums = [self._gradient(chunk, aims.expand(len(chunk), -1)).sum(dim=0) for chunk in chunks]
+        target_weights = self.target_weights[row : row + 1]
+        sums = [self._gradient(chunk, target_weights.expand(len(chunk), -1)).sum(dim=0) for chunk in chunks]
         return torch.stack(sums).sum(dim=0)
 
     def in_chunks(
         self, inputs: Tensor, compute: Callable[[Tensor, Tensor], Tensor], idle: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """What `compute` gives for [n,3,H,W] and aims [n,K], at most `options.chunk` rows at a time, put together.
+        """What `compute` gives for [n,3,H,W] and target weights [n,K], at most `options.chunk` rows at a time, joined.
 
         All chunks have the same size, filled up with copies, and the same layout in memory, because rounding depends on
         both; `idle` stands in for those that ask nothing.
@@ -96,14 +96,16 @@ class Batch:
         missing = -len(inputs) % count
         filled = torch.cat([inputs, inputs[-1:].expand(missing, -1, -1, -1)])
         filled = filled.contiguous(memory_format=torch.channels_last)
-        aims = torch.cat([self.aims, torch.zeros_like(self.aims[:missing])])
-        parts = zip(filled.chunk(count), aims.chunk(count), strict=True)
-        return torch.cat([compute(part, aim) if aim.any() else idle(part) for part, aim in parts])[: len(inputs)]
+        target_weights = torch.cat([self.target_weights, torch.zeros_like(self.target_weights[:missing])])
+        parts = zip(filled.chunk(count), target_weights.chunk(count), strict=True)
+        return torch.cat([compute(part, weights) if weights.any() else idle(part) for part, weights in parts])[
+            : len(inputs)
+        ]
 
-    def _gradient(self, inputs: Tensor, aims: Tensor) -> Tensor:
+    def _gradient(self, inputs: Tensor, target_weights: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = inputs.detach().requires_grad_()
-            score = (self.network(leaf.clone()) * aims).sum()
+            score = (self.network(leaf.clone()) * target_weights).sum()
         return torch.autograd.grad(score, leaf)[0]
 
 
@@ -112,7 +114,7 @@ class LayerView:
     """A batch at one target layer.
 
     activations: float32 [B,C,h,w]. backward: gives float32 [B,C,h,w], the gradient of the scores.
-    tail: (picture, float32 [N,C,h,w]) -> float32 [N,K], the logits of that picture with other activations here.
+    tail: (image, float32 [N,C,h,w]) -> float32 [N,K], the logits of that image with other activations here.
     layout, tokens: how the stored tensor is read, and the size of its second axis. number: what it was stored as.
     memo: results that hold for every target of the same batch.
     """
@@ -137,9 +139,9 @@ class LayerView:
             self.memo[key] = make()
         return self.memo[key]  # type: ignore[no-any-return]
 
-    def channels(self, picture: int) -> Tensor:
+    def channels(self, image: int) -> Tensor:
         """Indices of the channels worth scoring: not zero everywhere, at most `max_channels`, strongest first."""
-        strength = self.activations[picture].abs().sum(dim=(1, 2))
+        strength = self.activations[image].abs().sum(dim=(1, 2))
         order = strength.argsort(descending=True, stable=True)
         return order[strength[order] > 0][: self.batch.options.max_channels]
 
@@ -158,8 +160,8 @@ class Method:
 
     compute: raw maps before ReLU and scaling, for a method at layer resolution one for each layer, else one:
         [B,h,w], or [B,C,h,w] with the part of each channel, whose sum is the map.
-    cost: what a picture costs beside its forward pass. signed: negative values are shown, too.
-    class_specific: the map depends on the class that is asked; otherwise there is one for each picture.
+    cost: what an image costs beside its forward pass. signed: negative values are shown, too.
+    class_specific: the map depends on the class that is asked; otherwise there is one for each image.
     formula: the first line of the function's docstring.
     terms: for each raw map the magnitudes [B,N,h,w] of all that was added up to it, the N of a place being its
         summands; None where nothing is known of them.
