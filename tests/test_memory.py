@@ -19,7 +19,7 @@ from camcli.config.file import load_config
 from camcli.engine.precision import Choice
 from camcli.errors import ConfigError
 from camcli.images.decode import Preprocess, loading
-from camcli.images.memory import Budget, budget_size
+from camcli.images.memory import Budget, budget_size, cached_blocks
 from camcli.pipeline.limits import usable_cores, usable_memory
 from camcli.pipeline.workers import Task
 from tests.conftest import Ended, save_image
@@ -211,6 +211,18 @@ def test_what_waits_for_a_large_image_is_not_lost(camcli: Camcli, tmp_path: Path
         assert camcli(*words).code == 0
     assert contents(tmp_path / "little")["results.jsonl"] == contents(tmp_path / "enough")["results.jsonl"]
     assert "nothing to do" in camcli(*words[:3], tmp_path / "little", *TINY).err
+
+
+def test_freed_blocks_of_pillow_count() -> None:
+    core = Image.core  # type: ignore[attr-defined]
+    before, block = core.get_blocks_max(), core.get_block_size()
+    try:
+        core.set_blocks_max(64)
+        assert (cached_blocks(80 * block), core.get_blocks_max()) == (10 * block, 10)
+        assert (cached_blocks(800 * block), core.get_blocks_max()) == (10 * block, 10)
+        assert (cached_blocks(block), core.get_blocks_max()) == (0, 0)
+    finally:
+        core.set_blocks_max(before)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from camcli.errors import ItemError, NoInputsError
 from camcli.images.decode import LoadedImage, decode, loading
 from camcli.images.find import Item
 from camcli.images.libtiff import quiet_decoders
-from camcli.images.memory import Budget, budget_size
+from camcli.images.memory import Budget, budget_size, cached_blocks
 from camcli.models.source import load_model
 from camcli.pipeline.limits import usable_memory
 from camcli.pipeline.prepare import cores, device, resolve_layers
@@ -87,7 +87,8 @@ class _Factors:
         model = load_model(config.model, config.input, offline)
         layer = resolve_layers(model, config)[:1]
         runtime = config.runtime
-        self.budget = Budget(budget_size(runtime.memory, usable_memory()))
+        memory = budget_size(runtime.memory, usable_memory())
+        self.budget = Budget(memory - cached_blocks(memory))
         # Concepts of a whole folder cannot be checked image by image, so `auto` is fp32 here.
         precision: Precision = "fp32" if runtime.precision == "auto" else runtime.precision
         self.engine = Engine(model, layer, [DFF], device(runtime.device), precision, config.options)

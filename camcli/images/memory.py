@@ -62,6 +62,16 @@ def budget_size(asked: float, usable: int) -> int:
     return int(asked * usable) if asked <= 1 else int(asked)
 
 
+def cached_blocks(size: int) -> int:
+    """Let Pillow keep at most an eighth of `size` bytes of freed images, if it keeps any; returns how many bytes."""
+    from PIL import Image
+
+    core = Image.core  # type: ignore[attr-defined]
+    count = min(core.get_blocks_max(), size // 8 // core.get_block_size())
+    core.set_blocks_max(count)
+    return int(count * core.get_block_size())
+
+
 def keep_freed_memory() -> None:
     """Tell glibc and Pillow, whether it is imported already or not, not to give freed memory back to the system.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from camcli.config.schema import RunConfig
 from camcli.engine.targets import chooser
 from camcli.images.find import Item
-from camcli.images.memory import Budget, budget_size
+from camcli.images.memory import Budget, budget_size, cached_blocks
 from camcli.pipeline.limits import usable_memory
 from camcli.pipeline.painter import Outcome, Painter
 from camcli.pipeline.prepare import Prepared, cores, torch_threads
@@ -29,7 +29,8 @@ def explain(
     """
     painter = Painter(config, ready.engines[0], folder, fingerprint, ready.stopwatch)
     choose = chooser(config.targets, ready.model.labels)
-    budget = Budget(budget_size(config.runtime.memory, usable_memory()))
+    memory = budget_size(config.runtime.memory, usable_memory())
+    budget = Budget(memory - cached_blocks(memory))
     threads, guard = cores(config), ready.precision.guard
     stream = Stream(
         ready.engines, choose, ready.batch_size, threads, stopped, budget, ready.stopwatch, painter.whole, guard
