@@ -132,6 +132,19 @@ def test_models_without_pattern_lists_every_source(camcli: Callable[..., Ended])
     assert "timm/convnext_atto" in camcli("models", "convnext_atto").out
 
 
+def test_a_model_whose_parameters_cannot_be_counted_is_listed(
+    camcli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unable(name: str) -> None:
+        raise NotImplementedError("Cannot copy out of meta tensor; no data!")
+
+    monkeypatch.setattr("timm.create_model", unable)
+    ended = camcli("models", "timm/resnet50", "--json")
+    assert ended.code == 0, ended.err
+    [entry] = json.loads(ended.out)
+    assert (entry["name"], entry["parameters"]) == ("resnet50", None)
+
+
 def test_the_demo_needs_no_network_and_no_cache(
     camcli: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,9 +39,13 @@ def entry(name: str, count_parameters: bool) -> Entry:
     return Entry("timm", name, pretrained, cached, (height, width), _parameters(name) if count_parameters else None)
 
 
-def _parameters(name: str) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in timm.create_model(name).parameters())
+def _parameters(name: str) -> int | None:
+    """None where the libraries at hand cannot build the module without storage."""
+    try:
+        with torch.device("meta"):
+            return sum(int(p.numel()) for p in timm.create_model(name).parameters())
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def _cached(cfg: Any) -> Path | None:
