@@ -316,8 +316,8 @@ def test_else_is_called_else_wherever_a_config_is_written(camcli: Callable[..., 
 @pytest.mark.parametrize(
     ("text", "ok"),
     [
-        ("options: {patch: 16, stride: 16}", True),
-        ("options: {patch: 16, stride: 17}", False),
+        ("options: {chunk: 1}", True),
+        ("options: {chunk: 0}", False),
         ("overlay: {alpha: 0}", True),
         ("overlay: {alpha: 1.0}", True),
         ("overlay: {quality: 101}", False),

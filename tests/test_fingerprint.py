@@ -42,12 +42,6 @@ DECIDES: dict[str, Any] = {
     "overlay.grid": True,
     "overlay.size": "model",
     "overlay.scale": "run",
-    "options.max_channels": 8,
-    "options.patch": 64,
-    "options.stride": 8,
-    "options.steps": 8,
-    "options.samples": 8,
-    "options.noise": 0.2,
     "report": False,
     "maps": "npz",
     "runtime.precision": "bf16",
@@ -58,6 +52,7 @@ SPEED: dict[str, Any] = {
     "runtime.batch_size": 3,
     "runtime.threads": 2,
     "runtime.compile": True,
+    "runtime.memory": 0.5,
     "options.chunk": 4,
 }
 # ... and those whose effect is known only once the model is loaded, and counts in its place.
@@ -77,6 +72,7 @@ FOUND: dict[str, Any] = {
     "labels": ["a", "c"],
     "layers": [[{"path": "b"}]],
     "preprocess": {"mean": [0.0]},
+    "options": {"occlusion": {"patch": 8}},
     "schema_version": 2,
 }
 PLAIN: dict[str, Any] = {
@@ -85,6 +81,7 @@ PLAIN: dict[str, Any] = {
     "labels": ["a", "b"],
     "layers": [[{"path": "a"}]],
     "preprocess": {"mean": [0.5]},
+    "options": {"occlusion": {"patch": 32}},
     "schema_version": 1,
 }
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camcli.config.schema import OptionsConfig
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.layers import Layout, Tap, TargetLayer
 from camcli.engine.methods import METHODS, Batch, LayerView
@@ -276,7 +275,7 @@ def test_concepts_do_not_depend_on_the_scale_of_the_activations() -> None:
 def view_of(activations: Tensor, gradients: Tensor) -> LayerView:
     """A layer with one channel, without a model."""
     none = torch.zeros(1, 1)
-    batch = Batch(none, none, none, nn.Identity(), lambda x: x, OptionsConfig())
+    batch = Batch(none, none, none, nn.Identity(), lambda x: x)
     layout = Layout("nchw", (activations.shape[-2], activations.shape[-1]))
     return LayerView(batch, activations, lambda: gradients, lambda i, maps: maps, layout, 1)
 

@@ -90,6 +90,8 @@ def _described(section: BaseModel, loaded: LoadedConfig, prefix: str) -> Iterato
             text = json.dumps(section.model_dump(mode="json")[written], ensure_ascii=False)
             origin = loaded.place(prefix + written) if name in section.model_fields_set else "default"
             yield f"{indent}{written}: {text}  # {origin}"
+    for name, value in (section.model_extra or {}).items():
+        yield f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}  # {loaded.place(prefix + name)}"
 
 
 def _read_file(path: Path, marks: Marks) -> dict[str, Any]:
@@ -265,9 +267,14 @@ def _problem(detail: ErrorDetails, place: Place) -> str:
         known = _fields_of(place[:-1])
         hint = did_you_mean(str(place[-1]), known) or f" (known: {', '.join(known)})"
         return f"{name}: unknown key{hint}"
+    return f"{name}: {complaint(detail)}"
+
+
+def complaint(detail: ErrorDetails) -> str:
+    """What is wrong with a value, and what it was."""
     message = detail["msg"].removeprefix("Value error, ")
     given = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
-    return f"{name}: {message[:1].lower() + message[1:]}{given}"
+    return f"{message[:1].lower() + message[1:]}{given}"
 
 
 def _fields_of(place: Place) -> list[str]:

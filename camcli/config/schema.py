@@ -186,23 +186,21 @@ class OverlayConfig(Section):
 
 
 class OptionsConfig(Section):
-    """What methods that look more than once may cost, and how they look."""
+    """What methods are told: a section for each method, under its name, such as `occlusion: {patch: 32, stride: 16}`.
 
-    chunk: Positive = Field(16, description="Images or channels per forward pass.")
-    max_channels: Positive | None = Field(
-        None, description="scorecam, ablationcam: score only the strongest channels; null: all."
-    )
-    patch: Positive = Field(32, description="occlusion: side of the muted square, pixels of the model's input.")
-    stride: Positive = Field(16, description="occlusion: from one square to the next, pixels, at most `patch`.")
-    steps: Positive = Field(32, description="integrated-gradients: points on the way from the mean colour.")
-    samples: Positive = Field(16, description="smoothgrad: noisy copies.")
-    noise: Unit = Field(0.15, description="smoothgrad: standard deviation, in parts of the input's range.")
+    The methods declare what they take, and check it. An option beside the sections, such as `patch: 32`, is for every
+    method that has one of this name and no word of its own on it.
+    """
 
-    @model_validator(mode="after")
-    def _no_gaps(self) -> OptionsConfig:
-        if self.stride > self.patch:
-            raise ValueError("options.stride is larger than options.patch, which leaves pixels unseen between squares")
-        return self
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
+
+    chunk: Positive = Field(16, description="Images or channels per forward pass; changes speed and memory alone.")
+
+    @property
+    def given(self) -> dict[str, JsonValue]:
+        """Sections and options beside `chunk`, as they were written."""
+        return dict(self.model_extra or {})
 
 
 class RuntimeConfig(Section):

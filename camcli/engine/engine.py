@@ -21,6 +21,7 @@ from camcli.config.schema import OptionsConfig, Smoothing
 from camcli.engine.layers import Tap, TargetLayer
 from camcli.engine.methods import Batch, LayerView, Method
 from camcli.engine.methods.maps import REASONS, Maps, along, mean_of, merge, principal, rounding
+from camcli.engine.methods.options import options_of
 from camcli.engine.tap import Past, Tail, cut, noting
 from camcli.engine.targets import Chooser, ranked
 from camcli.errors import ItemError, MethodError
@@ -74,7 +75,8 @@ class Engine:
 
     against: a class that every target is contrasted with: why the target rather than that one.
     timing: gives a context for each of its two steps, for whoever measures; nobody does at first.
-    Raises MethodError for methods that cannot be smoothed as asked.
+    options: of each method that has any, checked. Raises ConfigError for those that no method has, and MethodError for
+    methods that cannot be smoothed as asked.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class Engine:
         self.device = torch.device(device)
         self.module = model.module.to(self.device)
         self.precision = precision
-        self.options = options or OptionsConfig()
+        asked = options or OptionsConfig()
+        self.chunk = asked.chunk
+        self.options = options_of(self.methods, asked)
         self.smoothing = smoothing
         self.against = against
         self.timing: Timing = _untimed
@@ -258,8 +262,8 @@ class Engine:
 
     def views(self, done: Pass, target_weights: Tensor) -> tuple[Batch, list[LayerView]]:
         """What methods see of a pass for `target_weights` [B,K]; one backward serves all layers and methods."""
-        about = done.inputs, done.logits.detach(), target_weights, self.module, self.network, self.options, done.memo
-        batch = Batch(*about, number=self._number)
+        about = done.inputs, done.logits.detach(), target_weights, self.module, self.network, self.chunk, self.options
+        batch = Batch(*about, done.memo, self._number)
         tensors = [done.kept[tap] for tap in self.taps]
         gradients: list[Tensor] = []
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from camcli.config.file import LoadedConfig
 from camcli.config.schema import ModelConfig
 from camcli.engine.methods import METHODS
+from camcli.engine.methods.options import faults
 from camcli.errors import CamcliError, ConfigError
 from camcli.models.labels import read_labels
 from camcli.models.source import model_source, weights_file
@@ -16,7 +17,8 @@ from camcli.models.source import model_source, weights_file
 
 def check(loaded: LoadedConfig) -> None:
     """Raises ConfigError with a line for each field that names what is not there."""
-    found = [f"{loaded.place(field)}: {field}: {error}" for field, error in _faults(loaded)]
+    wrong = [*_faults(loaded), *faults(loaded.config.options)]
+    found = [f"{loaded.place(field)}: {field}: {reason}" for field, reason in wrong]
     if found:
         raise ConfigError("\n".join(found))
 

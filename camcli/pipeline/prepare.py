@@ -19,6 +19,7 @@ from camcli.engine.batch_size import even_batches, find_batch_size
 from camcli.engine.engine import Engine
 from camcli.engine.layers import Candidate, TargetLayer, list_candidates, resolve_cached
 from camcli.engine.methods import METHODS
+from camcli.engine.methods.options import options_of
 from camcli.engine.precision import Choice, Guard, choose_precision
 from camcli.engine.targets import against, chooser
 from camcli.engine.tuning import compile_backbone, replicas, tune, warm_up
@@ -108,6 +109,7 @@ def rehearse(config: RunConfig, offline: bool = False) -> None:
 
 def _engine(config: RunConfig, device: torch.device, offline: bool) -> tuple[Engine, list[TargetLayer]]:
     methods = [METHODS.get(name) for name in config.methods]
+    options_of(methods, config.options)  # raises before weights are loaded
     model = load_model(config.model, config.input, offline)
     layers = resolve_layers(model, config)
     contrast = against(config.targets, model.labels)

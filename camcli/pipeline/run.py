@@ -154,7 +154,8 @@ def _settings(job: Job, ready: Prepared, started: datetime) -> dict[str, Any]:
     if ready.precision.guard:
         chosen["guard"] = asdict(ready.precision.guard)
     used = {**config, "runtime": {**config["runtime"], **chosen}}
-    who = identity(used, model.weights_sha256, model.labels, taps, preprocess, SCHEMA_VERSION)
+    options = {name: told.model_dump(mode="json") for name, told in ready.engines[0].options.items()}
+    who = identity(used, model.weights_sha256, model.labels, taps, preprocess, options, SCHEMA_VERSION)
     found = {
         "schema_version": manifest.VERSION,
         "started": started.isoformat(timespec="seconds"),

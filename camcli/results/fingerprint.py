@@ -21,24 +21,25 @@ def identity(
     labels: Sequence[str],
     layers: Any,
     preprocess: Mapping[str, Any],
+    options: Mapping[str, Any],
     schema_version: int,
 ) -> Identity:
     """All that changes results, as plain JSON values.
 
     config: a dumped RunConfig, of which paths and what only changes speed are left out; layers and preprocess: as
-    they were found for the model.
+    they were found for the model; options: of the methods of the run, by name, defaults included.
     """
     found = _without(_without(config, _SPEED_ONLY), _RESOLVED)
     found["model"]["weights_sha256"] = weights_sha256
     found["model"]["labels_sha256"] = labels_hash(labels)
-    found.update(layer=layers, input=dict(preprocess), schema_version=schema_version)
+    found.update(layer=layers, input=dict(preprocess), options=dict(options), schema_version=schema_version)
     plain: Identity = json.loads(json.dumps(found))
     return plain
 
 
 def same_request(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two dumped configs ask for the same, speed apart."""
-    return _without(config, _SPEED_ONLY) == _without(other, _SPEED_ONLY)
+    """Whether two dumped configs ask for the same, speed and sections of methods that they do not run apart."""
+    return _request(config) == _request(other)
 
 
 def labels_hash(labels: Sequence[str]) -> str:
@@ -56,6 +57,14 @@ def differences(old: Identity, new: Identity) -> list[str]:
     before, after = dict(_flat(old, "")), dict(_flat(new, ""))
     changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     return [f"{key}: {_shown(before.get(key))} -> {_shown(after.get(key))}" for key in changed]
+
+
+def _request(config: Mapping[str, Any]) -> dict[str, Any]:
+    found = _without(config, _SPEED_ONLY)
+    run, options = found.get("methods"), found.get("options")
+    if isinstance(run, Sequence) and isinstance(options, Mapping):
+        found["options"] = {k: v for k, v in options.items() if k in run or not isinstance(v, Mapping)}
+    return found
 
 
 def _without(config: Mapping[str, Any], fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:

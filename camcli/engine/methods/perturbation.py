@@ -7,19 +7,33 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from camcli.config.schema import Positive, Section
 from camcli.engine.methods.view import Batch, LayerView, layer_method, pixel_method
 
 RESIDUE = 1e-6
 
 
-@layer_method("scorecam", ("activations", "scores"), "1 forward per channel", "https://arxiv.org/abs/1910.01279")
-def scorecam(view: LayerView) -> Tensor:
+class Channels(Section):
+    """Options of methods that score channels one by one."""
+
+    max_channels: Positive | None = Field(None, description="Score only the strongest channels; null: all.")
+
+
+@layer_method(
+    "scorecam",
+    ("activations", "scores"),
+    "1 forward per channel",
+    "https://arxiv.org/abs/1910.01279",
+    options=Channels,
+)
+def scorecam(view: LayerView, options: Channels) -> Tensor:
     """softmax_c(score of the image under channel c as a mask) A_c; a channel of zeros adds nothing and is skipped."""
     weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
     for image in view.batch.asked:
-        channels = view.channels(image)
+        channels = view.channels(image, options.max_channels)
         logits = view.once(f"masked {image}", partial(masked_logits, view, image, channels))
         weights[image, channels] = (logits @ view.batch.target_weights[image]).softmax(dim=0)
     return weights[:, :, None, None] * view.activations
@@ -32,7 +46,7 @@ def masked_logits(view: LayerView, row: int, channels: Tensor) -> Tensor:
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     cells = torch.where(high > low, (maps - low) / (high - low), 0)
     distinct, which = torch.unique(cells, dim=0, return_inverse=True)
-    chunks = torch.split(distinct, view.batch.options.chunk)
+    chunks = torch.split(distinct, view.batch.chunk)
     return view.batch.logits_of(masks(chunk, image.shape[-2:]) * image for chunk in chunks)[which]
 
 
@@ -62,12 +76,13 @@ def _size(batch: Batch) -> Tensor:
     "1 forward of the tail per channel",
     "https://doi.org/10.1109/WACV45572.2020.9093360",
     terms=_ablation_terms,
+    options=Channels,
 )
-def ablationcam(view: LayerView) -> Tensor:
+def ablationcam(view: LayerView, options: Channels) -> Tensor:
     """(y - y without channel c) / |y| A_c: the paper divides by y, which turns the map around where y is negative."""
     weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
     for image in view.batch.asked:
-        score, channels = view.batch.scores[image], view.channels(image)
+        score, channels = view.batch.scores[image], view.channels(image, options.max_channels)
         logits = view.once(f"ablated {image}", partial(ablated_logits, view, image, channels))
         weights[image, channels] = score - logits @ view.batch.target_weights[image]
     weights = weights / _size(view.batch)[:, None]
@@ -77,7 +92,7 @@ def ablationcam(view: LayerView) -> Tensor:
 def ablated_logits(view: LayerView, image: int, channels: Tensor) -> Tensor:
     """[n,K] logits of the image with each of n `channels` set to zero in turn."""
     return torch.cat(
-        [view.tail(image, without(view.activations[image], c)) for c in torch.split(channels, view.batch.options.chunk)]
+        [view.tail(image, without(view.activations[image], c)) for c in torch.split(channels, view.batch.chunk)]
     )
 
 
@@ -93,12 +108,30 @@ def _occlusion_terms(batch: Batch, raw: Tensor) -> Tensor:
     return batch.logits.abs().amax(dim=1)[:, None, None, None].expand(-1, 1, *raw.shape[1:])
 
 
+class Patches(Section):
+    """Options of occlusion."""
+
+    patch: Positive = Field(32, description="Side of the muted square, pixels of the model's input.")
+    stride: Positive = Field(16, description="From one square to the next, pixels, at most `patch`.")
+
+    @model_validator(mode="after")
+    def _no_gaps(self) -> Patches:
+        if self.stride > self.patch:
+            raise ValueError("stride is larger than patch, which leaves pixels unseen between squares")
+        return self
+
+
 @pixel_method(
-    "occlusion", ("scores",), "1 forward per patch", "https://arxiv.org/abs/1311.2901", terms=_occlusion_terms
+    "occlusion",
+    ("scores",),
+    "1 forward per patch",
+    "https://arxiv.org/abs/1311.2901",
+    terms=_occlusion_terms,
+    options=Patches,
 )
-def occlusion(batch: Batch, views: Sequence[LayerView]) -> Tensor:
+def occlusion(batch: Batch, views: Sequence[LayerView], options: Patches) -> Tensor:
     """mean over the patches on a pixel of y - y with the patch muted to the mean colour."""
-    patches = torch.stack(list(windows(batch.inputs.shape[-2:], batch.options.patch, batch.options.stride)))
+    patches = torch.stack(list(windows(batch.inputs.shape[-2:], options.patch, options.stride)))
     patches = patches.to(batch.inputs.device)
     cover = patches.sum(dim=0).clamp_min(1)
     maps = torch.zeros_like(batch.inputs[:, 0])
@@ -111,7 +144,7 @@ def occlusion(batch: Batch, views: Sequence[LayerView]) -> Tensor:
 
 def muted_logits(batch: Batch, row: int, patches: Tensor) -> Tensor:
     """[P,K] logits of the image with each of the patches, bool [P,H,W], muted in turn."""
-    chunks = torch.split(patches, batch.options.chunk)
+    chunks = torch.split(patches, batch.chunk)
     return batch.logits_of(batch.inputs[row] * ~chunk[:, None] for chunk in chunks)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from camcli.config.schema import Positive, Section, Unit
 from camcli.engine.methods.biases import Bias, Biases
 from camcli.engine.methods.gradient import gradcam, gradcam_terms
 from camcli.engine.methods.maps import merge, resize, rounding, scale
@@ -54,12 +56,23 @@ def rectified(batch: Batch, rule: Rule) -> Tensor:
     return gradients
 
 
+class Steps(Section):
+    """Options of integrated-gradients."""
+
+    steps: Positive = Field(32, description="Points on the way from the mean colour.")
+
+
 @pixel_method(
-    "integrated-gradients", ("pixels",), "`steps` forwards and backwards", "https://arxiv.org/abs/1703.01365", True
+    "integrated-gradients",
+    ("pixels",),
+    "`steps` forwards and backwards",
+    "https://arxiv.org/abs/1703.01365",
+    signed=True,
+    options=Steps,
 )
-def integrated_gradients(batch: Batch, views: Sequence[LayerView]) -> Tensor:
+def integrated_gradients(batch: Batch, views: Sequence[LayerView], options: Steps) -> Tensor:
     """sum_rgb x mean_t(g(t x)), t in the middles of `steps` equal parts of 0..1; x = 0 is the mean colour."""
-    steps = batch.options.steps
+    steps = options.steps
     maps = torch.zeros_like(batch.inputs[:, 0])
     for row in batch.asked:
         x = batch.inputs[row]
@@ -68,15 +81,28 @@ def integrated_gradients(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     return maps
 
 
-@pixel_method("smoothgrad", ("pixels",), "`samples` forwards and backwards", "https://arxiv.org/abs/1706.03825")
-def smoothgrad(batch: Batch, views: Sequence[LayerView]) -> Tensor:
+class Noise(Section):
+    """Options of smoothgrad."""
+
+    samples: Positive = Field(16, description="Noisy copies.")
+    noise: Unit = Field(0.15, description="Standard deviation, in parts of the input's range.")
+
+
+@pixel_method(
+    "smoothgrad",
+    ("pixels",),
+    "`samples` forwards and backwards",
+    "https://arxiv.org/abs/1706.03825",
+    options=Noise,
+)
+def smoothgrad(batch: Batch, views: Sequence[LayerView], options: Noise) -> Tensor:
     """sum_rgb |mean over noise n of g(x + n)|, capped at the 99th percentile; every image meets the same noise."""
     noise, shape = torch.Generator().manual_seed(0), batch.inputs.shape[1:]
-    samples = [torch.randn(shape, generator=noise).to(batch.inputs.device) for _ in range(batch.options.samples)]
+    samples = [torch.randn(shape, generator=noise).to(batch.inputs.device) for _ in range(options.samples)]
     maps = torch.zeros_like(batch.inputs[:, 0])
     for row in batch.asked:
         x = batch.inputs[row]
-        deviation = batch.options.noise * (x.amax() - x.amin())
+        deviation = options.noise * (x.amax() - x.amin())
         total = batch.variant_gradients(row, (x + deviation * sample for sample in samples))
         heat = (total / len(samples)).abs().sum(dim=0)
         maps[row] = heat.minimum(heat.flatten().quantile(0.99))

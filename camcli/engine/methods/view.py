@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
-from camcli.config.schema import OptionsConfig
 from camcli.errors import MethodError
 from camcli.registry import Registry
 
@@ -34,6 +34,7 @@ class Batch:
     target_weights: float32 [B,K]; the score of an image is the product of its logits with its row, so a 1 asks for a
         class, and a -1 beside it asks why not rather that one. A row of zeros asks nothing.
     module: the model. network: [N,3,H,W] -> float32 [N,K], in the precision of the run. number: that precision.
+    chunk: rows per forward pass. options: what methods are told, by their names.
     memo: results that hold for every target of the same batch.
     """
 
@@ -42,7 +43,8 @@ class Batch:
     target_weights: Tensor
     module: nn.Module
     network: Network
-    options: OptionsConfig
+    chunk: int = 16
+    options: Mapping[str, BaseModel] = field(default_factory=dict)
     memo: dict[str, Any] = field(default_factory=dict)
     number: torch.dtype = torch.float32
 
@@ -79,7 +81,7 @@ class Batch:
     def variant_gradients(self, row: int, variants: Iterable[Tensor]) -> Tensor:
         """The sum of d score / d input over changed copies [N,3,H,W] of one image: float32 [3,H,W]."""
         copies = torch.stack(list(variants)).contiguous(memory_format=torch.channels_last)
-        chunks = torch.split(copies, self.options.chunk)
+        chunks = torch.split(copies, self.chunk)
         target_weights = self.target_weights[row : row + 1]
         sums = [self._gradient(chunk, target_weights.expand(len(chunk), -1)).sum(dim=0) for chunk in chunks]
         return torch.stack(sums).sum(dim=0)
@@ -87,12 +89,12 @@ class Batch:
     def in_chunks(
         self, inputs: Tensor, compute: Callable[[Tensor, Tensor], Tensor], idle: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """What `compute` gives for [n,3,H,W] and target weights [n,K], at most `options.chunk` rows at a time, joined.
+        """What `compute` gives for [n,3,H,W] and target weights [n,K], at most `chunk` rows at a time, joined.
 
         All chunks have the same size, filled up with copies, and the same layout in memory, because rounding depends on
         both; `idle` stands in for those that ask nothing.
         """
-        count = -(-len(inputs) // self.options.chunk)
+        count = -(-len(inputs) // self.chunk)
         missing = -len(inputs) % count
         filled = torch.cat([inputs, inputs[-1:].expand(missing, -1, -1, -1)])
         filled = filled.contiguous(memory_format=torch.channels_last)
@@ -139,18 +141,18 @@ class LayerView:
             self.memo[key] = make()
         return self.memo[key]  # type: ignore[no-any-return]
 
-    def channels(self, image: int) -> Tensor:
-        """Indices of the channels worth scoring: not zero everywhere, at most `max_channels`, strongest first."""
+    def channels(self, image: int, most: int | None = None) -> Tensor:
+        """Indices of the channels worth scoring: not zero everywhere, at most `most`, strongest first."""
         strength = self.activations[image].abs().sum(dim=(1, 2))
         order = strength.argsort(descending=True, stable=True)
-        return order[strength[order] > 0][: self.batch.options.max_channels]
+        return order[strength[order] > 0][:most]
 
 
 LayerTerms = Callable[[LayerView, Tensor], Tensor]
 PixelTerms = Callable[[Batch, Tensor], Tensor]
 Terms = Callable[[Batch, Sequence[LayerView], Sequence[Tensor]], list[Tensor]]
-LayerCompute = Callable[[LayerView], Tensor]
-PixelCompute = Callable[[Batch, Sequence[LayerView]], Tensor]
+LayerCompute = TypeVar("LayerCompute", bound=Callable[..., Tensor])
+PixelCompute = TypeVar("PixelCompute", bound=Callable[..., Tensor])
 Compute = Callable[[Batch, Sequence[LayerView]], list[Tensor]]
 
 
@@ -165,6 +167,7 @@ class Method:
     formula: the first line of the function's docstring.
     terms: for each raw map the magnitudes [B,N,h,w] of all that was added up to it, the N of a place being its
         summands; None where nothing is known of them.
+    options: the model of what the method can be told in a config, each field with a default; None: nothing.
     """
 
     name: str
@@ -177,6 +180,7 @@ class Method:
     formula: str
     class_specific: bool = True
     terms: Terms | None = None
+    options: type[BaseModel] | None = None
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -189,18 +193,22 @@ def layer_method(
     paper: str,
     class_specific: bool = True,
     terms: LayerTerms | None = None,
+    options: type[BaseModel] | None = None,
 ) -> Callable[[LayerCompute], LayerCompute]:
-    """Registers a function from the view of a layer to raw maps; terms: from the view and its raw maps to terms."""
+    """Registers a function from the view of a layer to raw maps; terms: from the view and its raw maps to terms.
+
+    options: a pydantic model, each field with a default, an instance of which the function gets as a second argument.
+    """
 
     def decorate(compute: LayerCompute) -> LayerCompute:
         def each(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
-            return [compute(view) for view in views]
+            return [compute(view, *_told(batch, name, options)) for view in views]
 
         def all_terms(batch: Batch, views: Sequence[LayerView], raws: Sequence[Tensor]) -> list[Tensor]:
             return [terms(view, raw) if terms else raw for view, raw in zip(views, raws, strict=True)]
 
         about = name, each, needs, cost, paper, "layer", False, _formula(compute), class_specific
-        METHODS.add(name, Method(*about, all_terms))  # type: ignore[arg-type]
+        METHODS.add(name, Method(*about, all_terms, options))  # type: ignore[arg-type]
         return compute
 
     return decorate
@@ -213,21 +221,30 @@ def pixel_method(
     paper: str,
     signed: bool = False,
     terms: PixelTerms | None = None,
+    options: type[BaseModel] | None = None,
 ) -> Callable[[PixelCompute], PixelCompute]:
-    """Registers a function from a batch to raw maps [B,H,W] at the resolution of the model's input."""
+    """Registers a function from a batch to raw maps [B,H,W] at the resolution of the model's input.
+
+    options: as for `layer_method`; the function gets them as its third argument.
+    """
 
     def decorate(compute: PixelCompute) -> PixelCompute:
         def one(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
-            return [compute(batch, views)]
+            return [compute(batch, views, *_told(batch, name, options))]
 
         def its_terms(batch: Batch, views: Sequence[LayerView], raws: Sequence[Tensor]) -> list[Tensor]:
             return [terms(batch, raw) for raw in raws] if terms else []
 
         about = name, one, needs, cost, paper, "pixel", signed, _formula(compute), True
-        METHODS.add(name, Method(*about, its_terms if terms else None))  # type: ignore[arg-type]
+        METHODS.add(name, Method(*about, its_terms if terms else None, options))  # type: ignore[arg-type]
         return compute
 
     return decorate
+
+
+def _told(batch: Batch, name: str, options: type[BaseModel] | None) -> list[BaseModel]:
+    """The argument for a method's options, where it has any."""
+    return [batch.options.get(name) or options()] if options else []
 
 
 def load_plugins() -> None:
