@@ -165,7 +165,7 @@ class Witness(Budget):
 @pytest.fixture
 def witnesses(monkeypatch: pytest.MonkeyPatch) -> list[Witness]:
     """The budgets of the runs of a test."""
-    for module in ("pipeline.explain", "analysis.concepts"):
+    for module in ("pipeline.stages", "analysis.concepts"):
         monkeypatch.setattr(f"camcli.{module}.Budget", Witness)
     Witness.seen.clear()
     return Witness.seen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,9 @@ from camcli.engine.engine import Engine, Explanation
 from camcli.engine.methods import METHODS
 from camcli.images.decode import LoadedImage, Preprocess, load_image
 from camcli.images.geometry import hot_box, peak
+from camcli.images.memory import Budget
+from camcli.pipeline.flow import Explained, Stop
+from camcli.pipeline.paint import paint as paint_all
 from camcli.pipeline.painter import Painter
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Box, Heatmap, ImageResult, Prediction
@@ -304,20 +307,12 @@ def test_a_map_that_shows_nothing_does_not_set_the_range_of_the_run(tmp_path: Pa
         source = str(tmp_path / f"{name}.png")
         results.append(ImageResult(name, source, (64, 64), Box(0, 0, 64, 64), (TARGET,), (heatmap,)))
 
-    class Explained:
-        threads = 1
-
-        def outcomes(self, items: object, write: object) -> Iterator[ImageResult]:
-            yield from results
-
-        def stopped(self) -> bool:
-            return False
-
     look = OverlayConfig(format="png", colormap="gray", alpha=1, scale="run")
     engine = Engine(loaded(RedDetector()), [LAYER], [METHODS.get("gradcam")])
     with RunDir(tmp_path / "out") as folder:
         painter = Painter(RunConfig(overlay=look), engine, folder, "f" * 64, Stopwatch())
-        assert len(list(painter.outcomes(Explained(), []))) == 2  # type: ignore[arg-type]
+        explained = [Explained(result, None) for result in results]
+        assert len(list(paint_all(explained, painter, Budget(1 << 30), 1, 4, Stop(lambda: False)))) == 2
     painted = np.asarray(Image.open(tmp_path / "out" / "overlays" / "shown.gradcam.3-star.png"))
     assert painted.max() == 255
     untouched = Image.open(tmp_path / "out" / "overlays" / "empty.gradcam.3-star.png")

@@ -24,11 +24,9 @@ from camcli.engine.methods import METHODS
 from camcli.engine.precision import CHECKABLE, Choice, Guard, choose_precision, correlation, native, spread
 from camcli.engine.targets import Chooser, chooser, ranked
 from camcli.errors import ItemError
-from camcli.images.memory import Budget
 from camcli.pipeline import workers
+from camcli.pipeline.engines import Engines, redo_size
 from camcli.pipeline.prepare import device
-from camcli.pipeline.stopwatch import Stopwatch
-from camcli.pipeline.stream import Stream, redo_size
 from camcli.records import Heatmap, Prediction
 from tests.benchmarks.precision import crops, differences, explained
 from tests.conftest import REAL_WEIGHTS, SHAPES, Ended, RedDetector, loaded, save_image
@@ -351,12 +349,10 @@ def test_what_overflows_in_16_bits_is_explained_in_fp32() -> None:
     bright, dark = coloured(2).clamp(min=200), coloured(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "network", half_network)
-        stream = Stream(
-            [engine], top, 4, 1, lambda: False, Budget(1 << 30), Stopwatch(), guard=Guard(0.0, {"gradcam": 0.0})
-        )
-        found = stream._answers(engine, torch.cat([bright, dark]))
+        engines = Engines([engine], top, 4, Guard(0.0, {"gradcam": 0.0}))
+        found = engines._answers(engine, torch.cat([bright, dark]))
         assert [type(one) for one in found] == [ItemError, ItemError, Explanation, Explanation]
-        stream._ask_again(Guard(0.0, {"gradcam": 0.0}), engine, torch.cat([bright, dark]), found)
+        engines._ask_again(Guard(0.0, {"gradcam": 0.0}), engine, torch.cat([bright, dark]), found)
     assert [one.precision for one in found if isinstance(one, Explanation)] == ["fp32", "fp32", "fp16", "fp16"]
 
 

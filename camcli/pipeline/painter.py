@@ -1,25 +1,18 @@
-"""From results to files in the run folder, and to the records that name them."""
+"""From a result to files in the run folder, and to the record that names them."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Mapping
 
 from PIL import Image
 
 from camcli.config.schema import RunConfig
 from camcli.engine.engine import Engine
-from camcli.errors import CamcliError, ItemError
-from camcli.images.decode import RGB_BYTES, LoadedImage, loading
-from camcli.images.find import Item
+from camcli.images.decode import RGB_BYTES, LoadedImage
 from camcli.images.geometry import Heat
-from camcli.images.memory import Budget
 from camcli.pipeline.record import image_record
 from camcli.pipeline.stopwatch import Stopwatch
-from camcli.pipeline.stream import Stream, failure
-from camcli.records import Failure, Heatmap, ImageResult
+from camcli.records import Heatmap, ImageResult
 from camcli.render import maps
 from camcli.render.grid import grid, grid_names
 from camcli.render.overlay import encode, overlay_name, paint
@@ -28,14 +21,16 @@ from camcli.results.fingerprint import SHORT
 from camcli.results.rundir import RunDir
 from camcli.results.storage import fitted
 
-Outcome = report.ImageRecord | Failure
 # At most, for each pixel: of the file, and of what encoding it takes.
 _ENCODED_BYTES = {"jpg": 2, "png": 4, "webp": 2}
 _ENCODER_BYTES = {"jpg": 2, "png": 4, "webp": 16}
 
 
 class Painter:
-    """Writes each result's files and makes its record; whole: it needs the images' own pixels for that."""
+    """Writes each result's files and makes its record.
+
+    whole: it needs the images' own pixels for that. one_range: it needs the range of all maps of the run.
+    """
 
     def __init__(
         self, config: RunConfig, engine: Engine, folder: RunDir, fingerprint: str, stopwatch: Stopwatch
@@ -47,60 +42,27 @@ class Painter:
         model = engine.model
         self.preprocess = model.preprocess
         self.whole = config.overlay.size == "original"
-        self._timing = stopwatch.timing
+        self.one_range = config.overlay.scale == "run"
+        self.stopwatch = stopwatch
         self.model = report.ModelRecord(source=model.source, name=model.name, weights_sha256=model.weights_sha256)
-        self.full_range: dict[str, float] = {}
 
-    def outcomes(self, stream: Stream, items: Sequence[Item]) -> Generator[Outcome]:
-        """Run the stream to its end, one outcome for each item."""
-        if self.config.overlay.scale == "run":
-            return self._in_one_range(stream, items)
-        return stream.outcomes(items, self._write, self._cost)
+    def write(self, result: ImageResult, image: LoadedImage, tops: Mapping[str, float]) -> report.ImageRecord:
+        """The record, once the files are there; tops: for each method, what its hottest colour stands for.
 
-    def _in_one_range(self, stream: Stream, items: Sequence[Item]) -> Generator[Outcome]:
-        """Explain everything, find each method's largest value, then read the images again to paint them."""
-        results: list[ImageResult] = []
-        with closing(stream.outcomes(items, lambda result, image: result)) as outcomes:
-            for outcome in outcomes:
-                if isinstance(outcome, Failure):
-                    yield outcome
-                else:
-                    results.append(outcome)
-        if stream.stopped():
-            return  # the range of all is not known, so the next run explains all of them again
-        for heatmap in (heatmap for result in results for heatmap in result.heatmaps if not heatmap.empty):
-            self.full_range[heatmap.method] = max(self.full_range.get(heatmap.method, 0.0), _top(heatmap))
-        with ThreadPoolExecutor(stream.threads) as pool:
-            for written in pool.map(lambda result: self._write_again(result, stream.budget), results):
-                yield written
-                if stream.stopped():
-                    break
-
-    def _write_again(self, result: ImageResult, budget: Budget) -> Outcome:
-        item = Item(result.id, Path(result.source))
-        try:
-            with loading(item.path, self.preprocess, self.whole, budget, self._cost(result)) as image:
-                return self._write(result, image)
-        except CamcliError:
-            raise
-        except ItemError as error:
-            return failure(item, error, result.file)
-        except Exception as error:  # encoders raise many kinds
-            return failure(item, ItemError("write", type(error).__name__, str(error)), result.file)
-
-    def _write(self, result: ImageResult, image: LoadedImage) -> report.ImageRecord:
-        files, record = self._painted(result, image)
+        Methods without one are scaled image by image. Raises ItemError, and OutputError where the run has to end.
+        """
+        files, record = self._painted(result, image, tops)
         own = fitted(f"reports/{result.id}.json") if self.config.report else None
         sizes = {name: len(data) for name, data in files.items()}
         sealed, text = report.sealed(record, self.fingerprint, sizes, own)
         if own:
             files[own] = text
-        with self._timing("write"):
+        with self.stopwatch.timing("write"):
             for name, data in files.items():
                 self.folder.write(name, data)
         return sealed
 
-    def _cost(self, result: ImageResult) -> int:
+    def cost(self, result: ImageResult) -> int:
         """Bytes that painting an image of its own size takes beside it: copies of it, and the encoded files."""
         if not self.whole:
             return 0
@@ -109,7 +71,9 @@ class Painter:
         each = RGB_BYTES * max(copies, 0) + _ENCODED_BYTES[look.format] * overlays + _ENCODER_BYTES[look.format]
         return each * result.size[0] * result.size[1]
 
-    def _painted(self, result: ImageResult, loaded: LoadedImage) -> tuple[dict[str, bytes], report.ImageRecord]:
+    def _painted(
+        self, result: ImageResult, loaded: LoadedImage, tops: Mapping[str, float]
+    ) -> tuple[dict[str, bytes], report.ImageRecord]:
         """The files of one image by name, and the record that names them."""
         look = self.config.overlay
         files = {fitted(name): data for name, data in maps.WRITERS[self.config.maps](result).items()}
@@ -119,9 +83,9 @@ class Painter:
         painted: list[Image.Image] = []
         for name, heatmap in zip(overlays, result.heatmaps, strict=True):
             last = heatmap is result.heatmaps[-1] and not grids
-            with self._timing("render"):
-                image = paint(loaded, self._shown(heatmap), look, heatmap.signed, last)
-            with self._timing("encode"):
+            with self.stopwatch.timing("render"):
+                image = paint(loaded, _shown(heatmap, tops), look, heatmap.signed, last)
+            with self.stopwatch.timing("encode"):
                 files[name] = encode(image, look)
             if grids:
                 painted.append(image)
@@ -130,17 +94,18 @@ class Painter:
             files[name] = encode(grid(loaded, tiles, look), look)
         return files, record
 
-    def _shown(self, heatmap: Heatmap) -> Heat:
-        """The heat that the colours stand for: scaled by the image's own range, or by that of the run."""
-        top = self.full_range.get(heatmap.method, 0.0)
-        if heatmap.empty or top <= 0:
-            return heatmap.heat
-        if heatmap.signed:
-            return heatmap.heat * (_top(heatmap) / top)
-        low = max(heatmap.raw_min, 0.0)
-        return (heatmap.heat * (heatmap.raw_max - low) + low) / top
+
+def _shown(heatmap: Heatmap, tops: Mapping[str, float]) -> Heat:
+    """The heat that the colours stand for: scaled by the image's own range, or by that of the run."""
+    top = tops.get(heatmap.method, 0.0)
+    if heatmap.empty or top <= 0:
+        return heatmap.heat
+    if heatmap.signed:
+        return heatmap.heat * (top_of(heatmap) / top)
+    low = max(heatmap.raw_min, 0.0)
+    return (heatmap.heat * (heatmap.raw_max - low) + low) / top
 
 
-def _top(heatmap: Heatmap) -> float:
+def top_of(heatmap: Heatmap) -> float:
     """The raw value that heat 1 stands for; a signed map is scaled by its largest magnitude."""
     return max(heatmap.raw_max, -heatmap.raw_min) if heatmap.signed else heatmap.raw_max

@@ -28,9 +28,9 @@ from camcli.images.decode import Preprocess, load_image
 from camcli.images.find import Item
 from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model
+from camcli.pipeline.engines import redo_size
 from camcli.pipeline.limits import usable_cores
 from camcli.pipeline.stopwatch import Stopwatch
-from camcli.pipeline.stream import redo_size
 from camcli.results.versions import versions
 
 PROBED = 16

@@ -1,4 +1,4 @@
-"""A run, wired: config -> model -> layers -> stream -> run folder. The only module that knows all the others."""
+"""A run, wired: config -> model -> layers -> stages -> run folder. The only module that knows all the others."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 from camcli.errors import ConfigError
 from camcli.images.libtiff import quiet_decoders
-from camcli.pipeline import painter
-from camcli.pipeline.explain import explain
+from camcli.pipeline.flow import Outcome as ImageOutcome
 from camcli.pipeline.interrupt import Interrupt
 from camcli.pipeline.job import Job
 from camcli.pipeline.prepare import Prepared, prepare
 from camcli.pipeline.progress import Progress, Silent
 from camcli.pipeline.recorder import Recorder
+from camcli.pipeline.stages import outcomes
 from camcli.pipeline.workers import Task, in_processes
 from camcli.records import SCHEMA_VERSION, RunReport
 from camcli.results import manifest
@@ -65,8 +65,8 @@ def perform(
             interrupt.begin(_FINISHING.format(len(ready.devices) * len(ready.engines)))
         folder.begin(manifest.opening(settings))
         progress.begin(len(work.kept) + len(work.todo), len(work.kept))
-        with closing(_outcomes(job, ready, folder, work, settings, stopped)) as outcomes:
-            recorder.record(outcomes, progress.advance)
+        with closing(_outcomes(job, ready, folder, work, settings, stopped)) as found:
+            recorder.record(found, progress.advance)
         folder.settle([item.id for item in job.mine], work.vanished)
         seconds = round(time.monotonic() - clock, 3)
         code = interrupt.exit_code if interrupt else 0
@@ -93,13 +93,13 @@ def _outcomes(
     work: Plan,
     settings: Mapping[str, Any],
     stopped: Callable[[], bool],
-) -> Generator[painter.Outcome]:
+) -> Generator[ImageOutcome]:
     """Of all that is to do, in this process or, where there are several devices, in one process each."""
     if len(ready.devices) > 1 and work.todo:
         settled = ready.settled(job.config), ready.precision
         task = Task(*settled, job.out, job.suffix, settings["fingerprint"], job.offline)
         return in_processes(task, ready.devices, work.todo, stopped, ready.stopwatch)
-    return explain(job.config, ready, folder, settings["fingerprint"], work.todo, stopped)
+    return outcomes(job.config, ready, folder, settings["fingerprint"], work.todo, stopped)
 
 
 def _refuse_to_split(job: Job, devices: int) -> None:

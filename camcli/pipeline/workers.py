@@ -24,11 +24,11 @@ from camcli.images.find import Item
 from camcli.images.libtiff import quiet_decoders
 from camcli.images.memory import budget_size, keep_freed_memory
 from camcli.pipeline.crash import internal_error
-from camcli.pipeline.explain import explain
+from camcli.pipeline.flow import Outcome
 from camcli.pipeline.interrupt import signals_held
 from camcli.pipeline.limits import usable_memory
-from camcli.pipeline.painter import Outcome
 from camcli.pipeline.prepare import cores, prepare
+from camcli.pipeline.stages import outcomes
 from camcli.pipeline.stopwatch import Step, Stopwatch
 from camcli.results.rundir import RunDir
 
@@ -153,6 +153,6 @@ def _explained(task: Task, items: Sequence[Item], sender: Connection, halt: Even
     sender.send(READY)
     ready.start_clock()
     folder = RunDir(task.out, task.suffix)
-    for outcome in explain(task.config, ready, folder, task.fingerprint, items, halt.is_set):
+    for outcome in outcomes(task.config, ready, folder, task.fingerprint, items, halt.is_set):
         sender.send(outcome)
     return ready.stopwatch.seconds
