@@ -116,7 +116,10 @@ def test_characters_that_the_terminal_lacks_are_escaped(camcli: Camcli, tmp_path
 
 def test_files_do_not_get_the_numbers_of_closed_streams(tmp_path: Path) -> None:
     """What a library writes to descriptor 2 would end up in them."""
-    code = "import os; from camcli import stdio\nwith stdio.steady(): print(os.open('f', os.O_CREAT | os.O_WRONLY) > 2)"
+    code = (
+        "import os; from camcli.cli import stdio\n"
+        "with stdio.steady(): print(os.open('f', os.O_CREAT | os.O_WRONLY) > 2)"
+    )
     words = ["sh", "-c", '"$@" 2>&- <&-', "sh", sys.executable, "-c", code]
     assert subprocess.run(words, capture_output=True, timeout=60, cwd=tmp_path).stdout == b"True\n"
 
