@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from camcli.cli import app as cli
 from camcli.config.file import load_config
 from camcli.errors import ConfigError
 from camcli.images.find import Item
@@ -218,7 +217,7 @@ def test_a_share_of_errors_is_of_the_images_of_the_part(
         jobs.append(found)
         return 0
 
-    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr("camcli.cli.run._run", run)
     for part in ("1/4", "2/4"):
         camcli("run", folder, "--out", tmp_path / "out", "--shard", part, "--max-errors", "50%")
     whole = camcli("run", folder, "--out", tmp_path / "out", "--max-errors", "50%")

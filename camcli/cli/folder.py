@@ -1,0 +1,47 @@
+"""`camcli status` and `camcli merge`: what there is to know and to do about a run folder, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from camcli.cli import console
+from camcli.cli.options import CheckOption, JsonOption, folder_name
+
+
+def status(
+    out: Annotated[Path, typer.Argument(parser=folder_name, metavar="OUT", help="Run folder.")],
+    check: CheckOption = "stat",
+    json_: JsonOption = False,
+) -> None:
+    """Say what is done, failed, missing and out of date in a run folder, and how to go on: exit code 0 or 1."""
+    from camcli.results.status import inspect
+
+    found = inspect(out, check)
+    if json_:
+        console.print_json(found.as_dict())
+    else:
+        console.print_status(found)
+    raise typer.Exit(0 if found.complete else 1)
+
+
+def merge(
+    out: Annotated[
+        Path, typer.Argument(parser=folder_name, metavar="OUT", help="Run folder whose parts were made with --shard.")
+    ],
+    json_: JsonOption = False,
+) -> None:
+    """Join the parts of a run into results.jsonl and run.json; exit code 1 where parts are missing."""
+    from camcli.results.merge import merge as join
+
+    manifest = join(out)
+    if json_:
+        console.print_json(manifest)
+    else:
+        counts = manifest["counts"]
+        console.say(f"{out}: {counts['done']} images explained, {counts['failed']} failed, in one results.jsonl")
+        for line in console.evidence_lines(manifest["without_evidence"], manifest["config"]["targets"]["above"]):
+            console.say(line)
+    raise typer.Exit(manifest["exit_code"])

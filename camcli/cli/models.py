@@ -1,0 +1,78 @@
+"""`camcli models`, `layers`, `methods` and `doctor`: what there is to explain with, and whether it works here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from camcli.cli import console
+from camcli.cli.options import ConfigOption, JsonOption, ModelOption, OfflineOption, SetOption, load
+
+
+def list_models(
+    pattern: Annotated[str | None, typer.Argument(help="Glob such as 'resnet*' or 'timm/vit_*'.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """List models: published weights, weights in the local cache, input size and parameters (with a PATTERN)."""
+    from camcli.models import source
+
+    entries = source.list_models(pattern)
+    if json_:
+        console.print_json([asdict(entry) for entry in entries])
+    else:
+        console.print_models(entries)
+
+
+def fetch(
+    names: Annotated[list[str], typer.Argument(help="Such as timm/resnet50.a1_in1k.")],
+    offline: OfflineOption = False,
+) -> None:
+    """Download weights ahead of time and print where they are."""
+    from camcli.models import source
+
+    for name in names:
+        typer.echo(f"{name}\t{source.fetch(name, offline)}")
+
+
+def layers(
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    overrides: SetOption = None,
+    offline: OfflineOption = False,
+    json_: JsonOption = False,
+) -> None:
+    """List the layers that a map can be read from, and mark the one that a run would use."""
+    from camcli.pipeline.prepare import candidates
+
+    found = [asdict(candidate) for candidate in candidates(load(config, model, overrides).config, offline)]
+    if json_:
+        console.print_json(found)
+    else:
+        console.print_layers(found)
+
+
+def methods(json_: JsonOption = False) -> None:
+    """List the methods: what each one needs, what it costs beside the forward pass, and its paper."""
+    from camcli.engine.methods import listed
+
+    found = listed()
+    if json_:
+        console.print_json(
+            [{k: v for k, v in asdict(method).items() if k not in ("compute", "terms")} for method in found]
+        )
+    else:
+        console.print_methods(found)
+
+
+def doctor(json_: JsonOption = False) -> None:
+    """Print versions, devices and caches, and test the embedded model on drawn scenes: exit code 0 or 1."""
+    from camcli.cli.doctor import examine
+
+    found = examine()
+    if json_:
+        console.print_json(asdict(found))
+    else:
+        console.print_diagnosis(found)
+    raise typer.Exit(0 if found.healthy else 1)

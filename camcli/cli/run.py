@@ -1,0 +1,257 @@
+"""`camcli run` and `camcli dff`: from options to a run, and what is printed about it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from camcli.cli import console
+from camcli.cli.options import (
+    CheckOption,
+    ConfigOption,
+    JsonOption,
+    ModelOption,
+    OfflineOption,
+    RootOption,
+    SetOption,
+    folder_name,
+    from_options,
+    junit_name,
+    load,
+)
+from camcli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from camcli.pipeline.job import Job
+    from camcli.records import RunReport
+    from camcli.results.resume import Policy
+
+RUN_EXAMPLES = (
+    "Examples: [b]camcli run photos --out out[/b] · [b]camcli run @list.txt -c configs/vit_base.yaml "
+    "--out out[/b] · [b]find . -name '*.jpg' | camcli run - --out out -s 'targets=[\"tabby\"]'[/b]"
+)
+DFF_EXAMPLE = "Example: [b]camcli dff photos --out concepts --concepts 5[/b]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What `camcli run` was asked; the fields are its options in the order of its help."""
+
+    inputs: Annotated[
+        list[str], typer.Argument(help="Files, folders, globs, @list.txt, or - for paths on standard input.")
+    ]
+    out: Annotated[Path, typer.Option("--out", "-o", parser=folder_name, metavar="FOLDER", help="Run folder to write.")]
+    config: ConfigOption = None
+    model: ModelOption = None
+    overrides: SetOption = None
+    ext: Annotated[
+        list[str] | None, typer.Option("--ext", help="File extension to look for in folders; repeat for more.")
+    ] = None
+    root: RootOption = None
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take only the first N images.")] = None
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; /N in a job array.")
+    ] = None
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the results in --out and start over.")] = False
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Keep results that were made with another config as they are.")
+    ] = False
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed images again.")] = False
+    check: CheckOption = "stat"
+    max_errors: Annotated[
+        str | None, typer.Option("--max-errors", metavar="N|P%", help="Stop after more failures than that.")
+    ] = None
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop after the first failure.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the images and stop.")] = False
+    offline: OfflineOption = False
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda:1, or several: cuda:0,cuda:1 or all, a process each.")
+    ] = None
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Cores to work on; all by default.")] = None
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time went and what bounds the run.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing unless something fails.")] = False
+    json_: JsonOption = False
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option("--log-format", help="Of messages on standard error.")
+    ] = "text"
+    junit: Annotated[
+        Path | None,
+        typer.Option(
+            "--junit", parser=junit_name, metavar="FILE", help="Also write a JUnit file, a test case an image."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DffOptions:
+    """What `camcli dff` was asked; the fields are its options in the order of its help."""
+
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, @list.txt, or - for paths on stdin.")]
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", parser=folder_name, metavar="FOLDER", help="Folder for overlays/ and concepts.json."
+        ),
+    ]
+    concepts: Annotated[int, typer.Option("--concepts", "-k", min=1, max=64, help="How many to look for.")] = 5
+    root: RootOption = None
+    config: ConfigOption = None
+    model: ModelOption = None
+    overrides: SetOption = None
+    offline: OfflineOption = False
+    json_: JsonOption = False
+
+
+@from_options(RunOptions)
+def run(options: RunOptions) -> None:
+    """Explain images: overlays, JSON reports and a manifest below --out. A second run does only what is missing."""
+    if options.log_format == "json":
+        console.talk_json()
+    console.talk_quietly(options.quiet)
+    job = _job(options)
+    if options.dry_run:
+        console.print_plan([item.id for item in job.mine], options.out, options.json_)
+        console.print_skipped(job.skipped_files, bool(options.ext))
+        return
+    if not options.quiet:
+        _announce(job, options)
+    raise typer.Exit(_run(job, options))
+
+
+@from_options(DffOptions)
+def dff(options: DffOptions) -> None:
+    """Deep feature factorisation: the concepts that all images share, one colour each, and the classes they raise."""
+    from camcli.analysis.concepts import factorise
+    from camcli.images.find import by_extension, discover
+
+    config = load(options.config, options.model, options.overrides).config
+    _refuse_no_folder(options.out)
+    _warn_of_mixing(options.inputs, options.out)
+    others: set[str] = set()
+    items = discover(options.inputs, out=options.out, root=options.root, others=others)
+    console.print_skipped(by_extension(others), False)
+    found = factorise(config, items, options.out, options.concepts, options.offline)
+    if options.json_:
+        console.print_json(found)
+    else:
+        console.print_concepts(found, options.out)
+    raise typer.Exit(1 if found["failures"] else 0)
+
+
+def _job(options: RunOptions) -> Job:
+    """The run that the options describe; raises ConfigError or NoInputsError where there can be none."""
+    from camcli.images.find import asked, by_extension, discover
+    from camcli.images.formats import EXTENSIONS
+    from camcli.pipeline.job import Job
+    from camcli.results.shard import shard_of
+
+    config = load(options.config, options.model, [*_runtime(options), *(options.overrides or [])]).config
+    _refuse_no_folder(options.out)
+    others: set[str] = set()
+    extensions = options.ext or EXTENSIONS
+    items = discover(options.inputs, extensions, options.limit, options.out, options.root, others=others)
+    job = Job(
+        config,
+        items,
+        options.out,
+        options.offline,
+        shard=shard_of(options.shard, os.environ),
+        asked=asked(options.inputs, options.ext, options.limit, options.root),
+        skipped_files=by_extension(others),
+    )
+    return replace(job, policy=_policy(options, len(job.mine)))
+
+
+def _runtime(options: RunOptions) -> list[str]:
+    """--device and --threads as overrides of the config."""
+    given = {"runtime.device": options.device, "runtime.threads": options.threads}
+    return [f"{field}={value}" for field, value in given.items() if value is not None]
+
+
+def _policy(options: RunOptions, images: int) -> Policy:
+    """What is kept and when to stop, in a part of `images` images."""
+    from camcli.results.resume import Policy
+
+    errors = "0" if options.fail_fast else options.max_errors
+    most = None if errors is None else _max_errors(errors, images)
+    return Policy(options.fresh, options.keep_going, options.retry_failed, options.check, most)
+
+
+def _max_errors(text: str, images: int) -> int:
+    """The number that `10` or `5%` stands for, of `images` images; raises ConfigError for anything else."""
+    match = re.fullmatch(r"(\d+)(%?)", text)
+    if not match:
+        raise ConfigError(f"--max-errors {text}: write it as a number, such as 10, or a share, such as 5%")
+    return int(match[1]) * images // 100 if match[2] else int(match[1])
+
+
+def _refuse_no_folder(out: Path) -> None:
+    """Raises ConfigError where `out`, or what it would be in, exists and is no folder."""
+    found = next((place for place in (out, *out.parents) if os.path.lexists(place)), None)
+    if found is not None and not found.is_dir():
+        raise ConfigError(f"--out {out}: {found} is no folder; name another, such as --out {found}-heatmaps")
+
+
+def _warn_of_mixing(inputs: list[str], out: Path) -> None:
+    """Warn where results would go beside the images."""
+    if any(os.path.isdir(name) and os.path.realpath(name) == os.path.realpath(out) for name in inputs):
+        console.say(
+            f"warning: --out {out} is also a folder of inputs, so overlays and reports go beside the images (and are "
+            "never taken for inputs); a folder of its own keeps them apart",
+            "warning",
+        )
+
+
+def _announce(job: Job, options: RunOptions) -> None:
+    """Say what is about to happen."""
+    console.announce(job.config, len(job.mine))
+    if job.shard:
+        by_default = options.shard is None
+        why = ", as SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT say" if by_default else ""
+        console.say(f"part {job.shard} of {len(job.items)} images{why}; `camcli merge` joins the parts")
+    _warn_of_mixing(options.inputs, options.out)
+
+
+def _run(job: Job, options: RunOptions) -> int:
+    """Do what is left to do, print and write what was asked for, and return the exit code."""
+    from camcli.pipeline.job import settled
+
+    ended = settled(job)
+    report, manifest = ended or _perform(job, options.quiet)
+    if options.junit:
+        from camcli.results.junit import write_junit
+
+        write_junit(options.junit, [item.id for item in job.mine], job.ledger().entries)
+    if options.json_:
+        console.print_json(manifest)
+    if not options.quiet and ended is None:
+        console.print_notes(manifest["notes"])
+    if not options.quiet or report.failed:
+        console.print_summary(report, ended is not None, job.config.targets.above)
+        if not console.is_json():
+            console.print_skipped(report.skipped_files, bool(options.ext))
+    if options.profile and ended is None:
+        console.print_profile(manifest["profile"], report.seconds)
+    return report.exit_code
+
+
+def _perform(job: Job, quiet: bool) -> tuple[RunReport, dict[str, Any]]:
+    """Run with progress on standard error, stopping on signals; returns the report and the manifest."""
+    from camcli.cli.progress import Progress
+    from camcli.pipeline.interrupt import Interrupt
+
+    with (
+        Progress(sys.stderr, console.is_json(), quiet) as progress,
+        Interrupt(progress.tell_now) as interrupt,
+    ):
+        from camcli.pipeline.run import perform
+
+        outcome = perform(job, progress, interrupt)
+    console.print_failures(progress.first, progress.failed)
+    return outcome.report, outcome.manifest
