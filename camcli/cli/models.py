@@ -59,9 +59,8 @@ def methods(json_: JsonOption = False) -> None:
 
     found = listed()
     if json_:
-        console.print_json(
-            [{k: v for k, v in asdict(method).items() if k not in ("compute", "terms")} for method in found]
-        )
+        hidden = ("compute", "terms", "options")
+        console.print_json([{k: v for k, v in asdict(method).items() if k not in hidden} for method in found])
     else:
         console.print_methods(found)
 
