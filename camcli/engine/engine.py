@@ -20,6 +20,7 @@ from torch import Tensor
 from camcli.config.schema import OptionsConfig, Smoothing
 from camcli.engine.layers import Tap, TargetLayer
 from camcli.engine.methods import Batch, LayerView, Method
+from camcli.engine.methods.lift import gradients_of
 from camcli.engine.methods.maps import REASONS, Maps, along, mean_of, merge, principal, rounding
 from camcli.engine.methods.options import options_of
 from camcli.engine.tap import Past, Tail, cut, noting
@@ -29,7 +30,6 @@ from camcli.models.loaded import LoadedModel
 from camcli.records import Heatmap, Precision, Prediction
 
 TOP = 5
-HALF_LIFT = 1024.0
 COPIES = tuple((mirrored, factor) for mirrored in (False, True) for factor in (1.0, 0.9, 1.1))
 """What `smoothing: aug` averages over: the plain image first; the factor multiplies the model's input."""
 Timing = Callable[[Literal["forward", "backward"]], AbstractContextManager[None]]
@@ -269,12 +269,15 @@ class Engine:
 
         def gradient(index: int) -> Tensor:
             if not gradients:
-                lift = HALF_LIFT if self.precision == "fp16" else 1.0
-                found = torch.autograd.grad((done.logits * target_weights).sum() * lift, tensors, retain_graph=True)
-                gradients.extend(g.float() / lift for g in found)
-            return self.taps[index].layout.to_maps(gradients[index])
+                about = done.logits, target_weights, tensors, self._number
+                gradients.extend(gradients_of(*about, read=self._to_maps, retain=True))
+            return gradients[index]
 
         return batch, [self._view(batch, done, i, tap, lambda i=i: gradient(i)) for i, tap in enumerate(self.taps)]
+
+    def _to_maps(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """[B,C,h,w] of each tap's tensor."""
+        return [tap.layout.to_maps(tensor) for tap, tensor in zip(self.taps, tensors, strict=True)]
 
     def _view(self, batch: Batch, done: Pass, index: int, tap: Tap, backward: Any) -> LayerView:
         stored = done.kept[tap].detach()

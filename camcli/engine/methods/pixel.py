@@ -12,6 +12,7 @@ from torch import Tensor
 from camcli.config.schema import Positive, Section, Unit
 from camcli.engine.methods.biases import Bias, Biases
 from camcli.engine.methods.gradient import gradcam, gradcam_terms
+from camcli.engine.methods.lift import gradients_of
 from camcli.engine.methods.maps import merge, resize, rounding, scale
 from camcli.engine.methods.rectifier import Rectified, Rule, deconvolved, guided
 from camcli.engine.methods.view import Batch, LayerView, pixel_method
@@ -118,11 +119,12 @@ def fullgrad(batch: Batch, views: Sequence[LayerView]) -> Tensor:
 def _fullgrad(batch: Batch, views: Sequence[LayerView], inputs: Tensor, target_weights: Tensor) -> Tensor:
     with torch.enable_grad(), Biases() as biases:
         x = inputs.detach().requires_grad_()
-        score = (batch.network(x.clone()) * target_weights).sum()
-    gradients = torch.autograd.grad(score, [x, *(bias.edge for bias in biases.met)])
+        logits = batch.network(x.clone())
+    met = [bias for bias in biases.met if bias.shape[0] == len(inputs)]
+    gradients = gradients_of(logits, target_weights, [x, *(bias.edge for bias in met)], batch.number)
     total = channels(x.detach() * gradients[0], inputs.shape[-2:])
-    met = zip(biases.met, gradients[1:], strict=True)
-    parts = [place for bias, gradient in met if (place := placed(bias, gradient, views)) is not None]
+    pairs = zip(met, gradients[1:], strict=True)
+    parts = [place for bias, gradient in pairs if (place := placed(bias, gradient, views)) is not None]
     if not parts:
         raise MethodError("fullgrad adds up gradients of biases, and this model has none with a place in the image")
     return total + torch.stack([channels(part, inputs.shape[-2:]) for part in parts]).sum(dim=0)

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from camcli.engine.methods.lift import gradients_of
 from camcli.errors import MethodError
 from camcli.registry import Registry
 
@@ -107,8 +108,8 @@ class Batch:
     def _gradient(self, inputs: Tensor, target_weights: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = inputs.detach().requires_grad_()
-            score = (self.network(leaf.clone()) * target_weights).sum()
-        return torch.autograd.grad(score, leaf)[0]
+            logits = self.network(leaf.clone())
+        return gradients_of(logits, target_weights, [leaf], self.number)[0]
 
 
 @dataclass(frozen=True)
