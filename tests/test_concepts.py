@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
+from camcli.analysis.concepts import cells_of, spread
+from camcli.demo.scenes import scene
 from camcli.engine.methods.factors import concepts_of, weights_of
+from camcli.images.decode import LoadedImage
+from camcli.images.find import Item
+from camcli.models.demo import LABELS
+from camcli.render.concepts import concept_overlay
 from tests.conftest import SHAPES, Ended
 
 
@@ -70,6 +78,42 @@ def test_the_command_finds_concepts_that_raise_the_shapes(camcli: Callable[..., 
             grey = np.asarray(source.convert("L"), dtype=int)[..., None]
             tinted = np.abs(below - grey).max(axis=-1) > 30
         assert tinted.any() == (max(image["mean_heat"]) > 0.01)
+
+
+def test_cells_keep_the_order_of_rows_and_lose_what_is_negative() -> None:
+    activations = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    found = cells_of(activations)
+    assert found.shape == (40, 3)
+    assert torch.equal(found[20 + 2 * 5 + 3], activations[1, :, 2, 3].clamp_min(0))
+
+
+def test_a_sample_is_spread_over_all_images() -> None:
+    items = [Item(str(number), Path(str(number))) for number in range(10)]
+    assert [item.id for item in spread(items, 5)] == ["0", "2", "4", "6", "8"]
+    assert spread(items, 20) == items
+
+
+def test_a_concept_is_hot_where_its_shape_is(
+    camcli: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heats: list[NDArray[np.float32]] = []
+
+    def noted(loaded: LoadedImage, heat: NDArray[np.float32], *rest: Any) -> Image.Image:
+        heats.append(heat)
+        return concept_overlay(loaded, heat, *rest)
+
+    monkeypatch.setattr("camcli.analysis.concepts.concept_overlay", noted)
+    (tmp_path / "in").mkdir()
+    masks: list[NDArray[np.bool_]] = []
+    for index in range(6):
+        drawn = scene(5, index, labels=[LABELS.index("star" if index % 2 else "ring")])
+        Image.fromarray(drawn.image).save(tmp_path / "in" / f"{index}.png")
+        masks += dict(drawn.shapes).values()
+    ended = camcli("dff", tmp_path / "in", "--out", tmp_path / "out", "-k", 4, "--json")
+    concepts = [[c["label"] for c in concept["classes"]] for concept in json.loads(ended.out)["concepts"]]
+    [star] = [number for number, labels in enumerate(concepts) if labels[:1] == ["star"]]
+    for heat, mask in zip(heats[1::2], masks[1::2], strict=True):
+        assert np.asarray(Image.fromarray(heat[star]).resize(mask.shape))[mask].mean() > 2 * heat[star].mean()
 
 
 def test_nothing_readable_is_an_error(camcli: Callable[..., Ended], tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ Camcli = Callable[..., Ended]
 PREPROCESS = Preprocess((64, 64), (64, 64), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0), "bilinear", "center")
 SIDE = 1600
 MIB = 1 << 20
+SLACK = 10 * MIB  # a forked test process grows by some MiB whatever it does
 
 
 def grow(images: dict[str, Image.Image]) -> None:
@@ -101,7 +102,7 @@ def test_decoding_never_takes_more_than_is_counted(tmp_path: Path) -> None:
                 pass
 
         taken = peak_of(decode)
-        if not taken <= cost + 4 * MIB:
+        if not taken <= cost + SLACK:
             too_much[path.name] = (round(taken / SIDE**2, 1), cost / SIDE**2)
         assert cost >= 4 * SIDE**2
         assert image.bytes == 4 * SIDE**2

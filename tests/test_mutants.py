@@ -24,4 +24,4 @@ def test_a_mutant_changes_one_place_and_names_its_tests(mutant: Mutant) -> None:
 
 def test_every_room_has_mutants() -> None:
     counted = Counter(mutant.file.split("/")[1] for mutant in MUTANTS)
-    assert [room for room in ROOMS if not counted[room]] == ["analysis", "demo"]
+    assert not [room for room in ROOMS if not counted[room]]

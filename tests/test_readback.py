@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def test_records_that_a_run_would_lose_are_refused(
 
 
 @pytest.fixture
-def upgrade(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def upgrade(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Another version of torch from now on, as far as camcli is told."""
     real = versions._version
 
@@ -128,7 +128,8 @@ def upgrade(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         versions.key.cache_clear()
         monkeypatch.setattr(versions, "_version", lambda name: torch if name == "torch" else real(name))
 
-    return to
+    yield to
+    versions.key.cache_clear()
 
 
 def test_each_record_keeps_the_versions_that_made_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from camcli.demo.evaluate import evaluate, training
+from camcli.demo.evaluate import evaluate, points_at, training
 from camcli.demo.scenes import OUTLINES, SAMPLES, Scene, scene, write_samples
 from camcli.models.demo import LABELS, WEIGHTS
+from camcli.records import Heatmap
 
 SAMPLE_IMAGES = Path(__file__).parents[1] / "sample_images" / "shapes"
 TRANSFORMERS = Path(__file__).with_name("weights")
@@ -91,6 +93,13 @@ def test_weights_are_small_and_good_on_scenes_that_training_never_saw(weights: P
     quality = evaluate(scenes=30, seed=1, weights=weights)
     assert min(quality.present, quality.absent) > 0.9
     assert quality.pointing_game > share
+
+
+def test_an_empty_map_points_at_nothing() -> None:
+    shown = Heatmap("gradcam", "last", None, np.zeros((4, 4), np.float32), 0.0, 0.0, empty=True)
+    everywhere = np.ones((8, 8), dtype=bool)
+    assert not points_at(shown, everywhere)
+    assert points_at(replace(shown, empty=False), everywhere)
 
 
 def test_the_seed_of_training_is_refused() -> None:
