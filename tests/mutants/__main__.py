@@ -117,7 +117,7 @@ def _become_pytest(copy: Path, tests: str) -> None:
         with open(copy / "log", "w") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-        code = int(pytest.main([*OPTIONS, *shlex.split(tests)]))
+        code = int(pytest.main([*OPTIONS, f"--basetemp={copy / 'tmp'}", *shlex.split(tests)]))
     except BaseException:
         traceback.print_exc()
     finally:
