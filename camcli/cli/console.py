@@ -1,4 +1,4 @@
-"""What the command line prints: talk on standard error, results on standard output."""
+"""What the command line prints: messages on standard error, results on standard output."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ PIPED_COLUMNS = 160
 
 
 class _Talk:
-    """How this process talks on standard error."""
+    """How messages are written; process-wide, since the standard error that they go to is, too."""
 
     as_json = False
     quiet = False
 
 
 class _FromLibraries(logging.Handler):
-    """Warnings that libraries log, as messages of ours; none where only failures are wanted."""
+    """Prints warnings that libraries log as messages of camcli, unless --quiet was given."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say it."""
+        """Print the record."""
         if not _Talk.quiet:
             say(record.getMessage(), "log", logger=record.name, level=record.levelname.lower())
 
 
 @contextmanager
 def library_messages() -> Iterator[None]:
-    """Inside, what libraries log as a warning or worse is said as other messages are."""
+    """Within the context, warnings and errors that libraries log are printed as messages of camcli."""
     handler = _FromLibraries(logging.WARNING)
     logging.getLogger().addHandler(handler)
     try:
@@ -55,7 +55,7 @@ def library_messages() -> Iterator[None]:
 
 
 def talk_quietly(quiet: bool) -> None:
-    """Whether what libraries log is left out."""
+    """Set whether what libraries log is left out."""
     _Talk.quiet = quiet
 
 
@@ -75,12 +75,12 @@ def is_json() -> bool:
 
 
 def say(text: str, event: str = "note", **fields: Any) -> None:
-    """A message on standard error; text has its control characters made visible."""
+    """Print a message on standard error: as text with control characters made visible, or as a JSON event."""
     typer.echo(event_line(event, message=text, **fields) if _Talk.as_json else visible(text), err=True)
 
 
 def visible(text: str) -> str:
-    """`text` without what a terminal would obey or hide; line ends stay."""
+    """`text` with characters that a terminal would obey or hide written as escapes, except line ends."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
@@ -90,12 +90,12 @@ def one_line(text: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """A result on standard output, ASCII only."""
+    """Print a result on standard output as JSON, ASCII only."""
     typer.echo(json.dumps(value, indent=2, sort_keys=True))
 
 
 def announce(config: RunConfig, images: int) -> None:
-    """What is about to happen."""
+    """Print how many images a run has, and with which model and layer."""
     model = config.model
     say(f"{images} images, model {model.source}/{model.name}, layer {', '.join(config.layer)}")
     if model.weights == "none":
@@ -113,7 +113,7 @@ def print_plan(ids: list[str], out: Path, as_json: bool) -> None:
 
 
 def print_notes(notes: Sequence[str]) -> None:
-    """What a user should know of the layers of a run."""
+    """Print what a run found out about its layers and settings that a user should know."""
     for note in notes:
         say(f"note: {note}")
 
@@ -214,7 +214,7 @@ def print_profile(seconds: dict[Step, float], whole: float) -> None:
 
 
 def print_status(found: Status) -> None:
-    """How a run folder stands, and how to go on."""
+    """Print what is done and missing in a run folder, and how to go on."""
     typer.echo(visible(f"{found.out}: {found.run}"))
     for name in ("done", "failed", "missing", "changed", "damaged", "vanished"):
         ids = getattr(found, name)

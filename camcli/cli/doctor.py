@@ -1,4 +1,4 @@
-"""Is this installation in order? Versions, devices, caches, and the embedded model put to the test."""
+"""Check an installation: versions, devices, caches, and the embedded model on drawn scenes."""
 
 from __future__ import annotations
 

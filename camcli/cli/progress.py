@@ -42,14 +42,14 @@ class Progress:
             self._bar.close()
 
     def begin(self, total: int, kept: int) -> None:
-        """`total` images, of which `kept` are there from an earlier run."""
+        """Start counting `total` images, of which `kept` are there from an earlier run."""
         self.total, self.count, self.kept = total, kept, kept
         self._start = self._last = time.monotonic()
         if self.stream is not None and self.stream.isatty() and not (self.as_json or self.quiet):
             self._bar = tqdm(total=total, initial=kept, unit="image", file=self.stream, dynamic_ncols=True)
 
     def advance(self, failure: Failure | None) -> None:
-        """One more record."""
+        """Count one more record; failure: why there is no explanation, None where there is one."""
         self.count += 1
         self.failed += failure is not None
         if failure and len(self.first) < NAMED:
@@ -62,7 +62,7 @@ class Progress:
             self._log(failure)
 
     def tell_now(self, text: str) -> None:
-        """Say `text` from a signal handler: past the stream's buffer, which may be in the middle of a write."""
+        """Print `text` from a signal handler: past the stream's buffer, which may be in the middle of a write."""
         if self.stream is None or self.quiet:
             return
         line = event_line("note", message=text) if self.as_json else text

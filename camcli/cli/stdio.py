@@ -1,4 +1,4 @@
-"""Standard streams that cannot end the work: closed, full, of a narrow encoding, or with nobody left to read them."""
+"""Standard streams that never raise: not when closed, full, of a narrow encoding, or when their reader is gone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Outlet(io.RawIOBase):
         self.error: OSError | None = None
 
     def writable(self) -> bool:
-        """Always."""
+        """True: writing never raises."""
         return True
 
     def fileno(self) -> int:
@@ -35,7 +35,7 @@ class Outlet(io.RawIOBase):
         return os.isatty(self.number)
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """How many bytes were written, or thrown away."""
+        """Write `data`, or throw it away after an error; returns how many bytes were taken."""
         while self.error is None:
             try:
                 return os.write(self.number, data)
@@ -62,7 +62,7 @@ class Output(io.TextIOWrapper):
 
 @contextmanager
 def steady() -> Iterator[Output | None]:
-    """Inside, writing to standard output and error never raises; gives standard output, None where it is closed."""
+    """Within the context, writing to standard output and error never raises; yields standard output, None if closed."""
     _occupy_closed_descriptors()
     out, err = _output(sys.stdout, line_buffering=False), _output(sys.stderr, line_buffering=True)
     with redirect_stdout(out or sys.stdout), redirect_stderr(err or sys.stderr):
