@@ -320,7 +320,7 @@ def test_a_process_for_each_device_keeps_the_guard(
     assert camcli("run", guarded, "--out", tmp_path / "whole", *AUTO).code == 0
     tasks: list[workers.Task] = []
 
-    def at_once(task: workers.Task, devices: Any, items: Any, *words: Any) -> Any:
+    def at_once(task: workers.Task, devices: Any, stopwatch: Any, items: Any, stopped: Any) -> Any:
         tasks.append(task)
         sent: list[Any] = []
         sender = type("Sender", (), {"send": lambda self, outcome: sent.append(outcome)})()

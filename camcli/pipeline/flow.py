@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -46,6 +46,13 @@ class Explained:
 
     found: ImageResult | Failure
     loaded: Loaded | None
+
+
+class Backend(Protocol):
+    """A device of this process, or the processes of several: whatever turns items into outcomes."""
+
+    def __call__(self, items: Sequence[Item], stopped: Callable[[], bool]) -> Generator[Outcome]:
+        """One outcome for each of `items` as they come; once `stopped` says so, no more batches are begun."""
 
 
 class Stop:

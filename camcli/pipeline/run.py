@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from camcli.errors import ConfigError
 from camcli.images.libtiff import quiet_decoders
-from camcli.pipeline.flow import Outcome as ImageOutcome
+from camcli.pipeline.flow import Backend
 from camcli.pipeline.interrupt import Interrupt
 from camcli.pipeline.job import Job
 from camcli.pipeline.prepare import Prepared, prepare
@@ -65,7 +65,8 @@ def perform(
             interrupt.begin(_FINISHING.format(len(ready.devices) * len(ready.engines)))
         folder.begin(manifest.opening(settings))
         progress.begin(len(work.kept) + len(work.todo), len(work.kept))
-        with closing(_outcomes(job, ready, folder, work, settings, stopped)) as found:
+        backend = _backend(job, ready, folder, settings["fingerprint"], work)
+        with closing(backend(work.todo, stopped)) as found:
             recorder.record(found, progress.advance)
         folder.settle([item.id for item in job.mine], work.vanished)
         seconds = round(time.monotonic() - clock, 3)
@@ -86,20 +87,13 @@ def _earlier(job: Job, folder: RunDir) -> manifest.Manifest | None:
     return found if same_request(found["config"], job.config.model_dump(mode="json")) else None
 
 
-def _outcomes(
-    job: Job,
-    ready: Prepared,
-    folder: RunDir,
-    work: Plan,
-    settings: Mapping[str, Any],
-    stopped: Callable[[], bool],
-) -> Generator[ImageOutcome]:
-    """Of all that is to do, in this process or, where there are several devices, in one process each."""
+def _backend(job: Job, ready: Prepared, folder: RunDir, fingerprint: str, work: Plan) -> Backend:
+    """This process or, where there are several devices, one process for each."""
     if len(ready.devices) > 1 and work.todo:
         settled = ready.settled(job.config), ready.precision
-        task = Task(*settled, job.out, job.suffix, settings["fingerprint"], job.offline)
-        return in_processes(task, ready.devices, work.todo, stopped, ready.stopwatch)
-    return outcomes(job.config, ready, folder, settings["fingerprint"], work.todo, stopped)
+        task = Task(*settled, job.out, job.suffix, fingerprint, job.offline)
+        return partial(in_processes, task, ready.devices, ready.stopwatch)
+    return partial(outcomes, job.config, ready, folder, fingerprint)
 
 
 def _refuse_to_split(job: Job, devices: int) -> None:

@@ -59,9 +59,9 @@ class Task:
 def in_processes(
     task: Task,
     devices: Sequence[torch.device],
+    stopwatch: Stopwatch,
     items: Sequence[Item],
     stopped: Callable[[], bool],
-    stopwatch: Stopwatch,
 ) -> Generator[Outcome]:
     """One outcome for each of `items` as they come; raises what ended a worker.
 
