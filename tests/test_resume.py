@@ -36,7 +36,7 @@ def images(folder: Path, count: int) -> Path:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """All that a run left, but for locks and what run.json says of this session."""
+    """All that a run left, but for locks and what run.json says of this run."""
     found = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
     told = json.loads(found.pop("run.json"))
     for session in ("started", "seconds", "resumed", "profile"):
