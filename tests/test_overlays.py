@@ -19,9 +19,10 @@ from camcli.config.schema import OverlayConfig, RunConfig
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.methods import METHODS
 from camcli.images.decode import LoadedImage, Preprocess, load_image
+from camcli.images.find import Item
 from camcli.images.geometry import hot_box, peak
 from camcli.images.memory import Budget
-from camcli.pipeline.flow import Explained, Stop
+from camcli.pipeline.flow import Explained, Loaded, Stop
 from camcli.pipeline.paint import paint as paint_all
 from camcli.pipeline.painter import Painter
 from camcli.pipeline.stopwatch import Stopwatch
@@ -317,3 +318,36 @@ def test_a_map_that_shows_nothing_does_not_set_the_range_of_the_run(tmp_path: Pa
     assert painted.max() == 255
     untouched = Image.open(tmp_path / "out" / "overlays" / "empty.gradcam.3-star.png")
     assert untouched.tobytes() == noise(64, 64).tobytes()
+
+
+def painted(tmp_path: Path, look: OverlayConfig, *heatmaps: Heatmap) -> list[Pixels]:
+    """The overlays of one 64 px image with these heatmaps, as a run paints them."""
+    noise(64, 64).save(tmp_path / "x.png")
+    result = ImageResult("x", str(tmp_path / "x.png"), (64, 64), Box(0, 0, 64, 64), (TARGET,), heatmaps)
+    shown = image_of(noise(64, 64), result.seen, 64)
+    engine = Engine(loaded(RedDetector()), [LAYER], [METHODS.get("gradcam")])
+    with RunDir(tmp_path / "out") as folder:
+        painter = Painter(RunConfig(overlay=look), engine, folder, "f" * 64, Stopwatch())
+        explained = [
+            Explained(result, None if look.scale == "run" else Loaded(Item("x", tmp_path / "x.png"), None, shown))
+        ]
+        list(paint_all(explained, painter, Budget(1 << 30), 1, 4, Stop(lambda: False)))
+    names = [f"x.{heatmap.method}.3-star.png" for heatmap in heatmaps]
+    return [np.asarray(Image.open(tmp_path / "out" / "overlays" / name)) for name in names]
+
+
+def test_a_map_that_is_nowhere_zero_keeps_its_lowest_value_in_the_range_of_the_run(tmp_path: Path) -> None:
+    heat = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    look = OverlayConfig(format="png", colormap="gray", alpha=1, scale="run")
+    [shown] = painted(tmp_path, look, heatmap_of("gradcam", heat=heat, raw_min=1.0, raw_max=2.0))
+    assert 126 <= shown.min() <= 130
+    assert shown.max() == 255
+
+
+def test_each_overlay_of_an_image_is_painted_on_the_image_itself(tmp_path: Path) -> None:
+    heat = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    look = OverlayConfig(format="png", alpha=0.5)
+    first, second = heatmap_of("gradcam", heat=heat), heatmap_of("layercam", heat=heat[::-1].copy())
+    _, shown = painted(tmp_path, look, first, second)
+    alone = paint(image_of(noise(64, 64), Box(0, 0, 64, 64), 64), second.heat, look)
+    assert np.array_equal(shown, np.asarray(alone))
