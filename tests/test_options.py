@@ -17,7 +17,7 @@ from camcli.engine.methods import METHODS
 from camcli.engine.methods.options import options_of
 from camcli.errors import ConfigError
 from camcli.results.fingerprint import same_request
-from tests.conftest import REPO, Ended
+from tests.conftest import REPO, SHAPES, Ended
 from tests.test_resume import images
 from tests.test_run import TINY, manifest
 
@@ -97,6 +97,14 @@ def test_check_names_the_place_of_each_wrong_option(camcli: Camcli, tmp_path: Pa
         "--set options.noise: options.noise: input should be less than or equal to 1 (got 2)",
     ):
         assert line in ended.err
+
+
+def test_a_run_names_the_place_of_a_wrong_option(camcli: Camcli, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("options:\n  scorecam: {max_channels: 0}\n")
+    ended = camcli("run", SHAPES, "-c", path, "--out", tmp_path / "out")
+    assert ended.code == 2
+    assert f"{path}:2:14: options.scorecam.max_channels: input should be greater than or equal to 1" in ended.err
 
 
 def test_a_run_refuses_a_wrong_option_before_weights_are_loaded(

@@ -28,6 +28,7 @@ from camcli.cli.options import (
 from camcli.errors import ConfigError
 
 if TYPE_CHECKING:
+    from camcli.config.file import LoadedConfig
     from camcli.pipeline.job import Job
     from camcli.records import RunReport
     from camcli.results.resume import Policy
@@ -151,7 +152,7 @@ def _job(options: RunOptions) -> Job:
     from camcli.pipeline.job import Job
     from camcli.results.shard import shard_of
 
-    config = load(options.config, options.model, [*_runtime(options), *(options.overrides or [])]).config
+    config = _loaded(options).config
     _refuse_no_folder(options.out)
     others: set[str] = set()
     extensions = options.ext or EXTENSIONS
@@ -166,6 +167,11 @@ def _job(options: RunOptions) -> Job:
         skipped_files=by_extension(others),
     )
     return replace(job, policy=_policy(options, len(job.mine)))
+
+
+def _loaded(options: RunOptions) -> LoadedConfig:
+    """The config with the options that stand for fields of it; raises ConfigError."""
+    return load(options.config, options.model, [*_runtime(options), *(options.overrides or [])])
 
 
 def _runtime(options: RunOptions) -> list[str]:
@@ -223,7 +229,7 @@ def _run(job: Job, options: RunOptions) -> int:
     from camcli.pipeline.job import settled
 
     ended = settled(job)
-    report, manifest = ended or _perform(job, options.quiet)
+    report, manifest = ended or _perform(job, options)
     if options.junit:
         from camcli.results.junit import write_junit
 
@@ -241,17 +247,19 @@ def _run(job: Job, options: RunOptions) -> int:
     return report.exit_code
 
 
-def _perform(job: Job, quiet: bool) -> tuple[RunReport, dict[str, Any]]:
+def _perform(job: Job, options: RunOptions) -> tuple[RunReport, dict[str, Any]]:
     """Run with progress on standard error, stopping on signals; returns the report and the manifest."""
     from camcli.cli.progress import Progress
     from camcli.pipeline.interrupt import Interrupt
 
     with (
-        Progress(sys.stderr, console.is_json(), quiet) as progress,
+        Progress(sys.stderr, console.is_json(), options.quiet) as progress,
         Interrupt(progress.tell_now) as interrupt,
     ):
+        from camcli.pipeline.preflight import check_options
         from camcli.pipeline.run import perform
 
+        check_options(_loaded(options))
         outcome = perform(job, progress, interrupt)
     console.print_failures(progress.first, progress.failed)
     return outcome.report, outcome.manifest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from camcli.config.file import LoadedConfig
@@ -17,10 +17,17 @@ from camcli.models.source import model_source, weights_file
 
 def check(loaded: LoadedConfig) -> None:
     """Raises ConfigError with a line for each field that names what is not there."""
-    wrong = [*_faults(loaded), *faults(loaded.config.options)]
-    found = [f"{loaded.place(field)}: {field}: {reason}" for field, reason in wrong]
-    if found:
-        raise ConfigError("\n".join(found))
+    _refuse(loaded, [*_faults(loaded), *faults(loaded.config.options)])
+
+
+def check_options(loaded: LoadedConfig) -> None:
+    """Raises ConfigError with a line for each option that no method has, or with a value that it does not take."""
+    _refuse(loaded, list(faults(loaded.config.options)))
+
+
+def _refuse(loaded: LoadedConfig, wrong: Sequence[tuple[str, CamcliError | str]]) -> None:
+    if wrong:
+        raise ConfigError("\n".join(f"{loaded.place(field)}: {field}: {reason}" for field, reason in wrong))
 
 
 def _faults(loaded: LoadedConfig) -> Iterator[tuple[str, CamcliError]]:
