@@ -170,3 +170,12 @@ def test_nothing_found_and_nothing_there(tmp_path: Path) -> None:
         discover([str(tmp_path / "missing")])
     with pytest.raises(ConfigError, match="the list cannot be read"):
         discover([f"@{tmp_path}/missing.txt"])
+
+
+def test_a_file_above_the_current_folder_is_called_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "x.jpg", "in/y.jpg")
+    monkeypatch.chdir(tmp_path / "in")
+    found = [item.id for item in discover(["../x.jpg", "y.jpg"])]
+    assert found == [f"{tmp_path}/x.jpg".lstrip("/"), "y.jpg"]

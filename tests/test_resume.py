@@ -359,3 +359,13 @@ def test_a_run_is_running_until_it_ends_or_is_killed(camcli: Camcli, driver: Dri
     driver.end()
     ended = subprocess.run([sys.executable, "-m", "camcli", "status", str(out)], capture_output=True, text=True)
     assert ended.stdout.startswith(f"{out}: interrupted")
+
+
+def test_a_vanished_image_is_noticed_though_the_same_ones_are_asked_for(camcli: Camcli, tmp_path: Path) -> None:
+    folder, out = images(tmp_path / "in", 2), tmp_path / "out"
+    for words in ((), ("--limit", 1)):
+        assert camcli("run", folder, "--out", out, *TINY, *words).code == 0
+    assert len((out / "results.jsonl").read_text().splitlines()) == 2
+    max(folder.iterdir()).unlink()
+    assert camcli("run", folder, "--out", out, *TINY, "--limit", 1).code == 0
+    assert len((out / "results.jsonl").read_text().splitlines()) == 1
