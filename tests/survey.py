@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from camcli.config.schema import ModelConfig
 from camcli.engine.layers import Tap, TargetLayer, resolve_layer
-from camcli.engine.layers.awake import awake
 from camcli.engine.layers.probe import images
 from camcli.engine.layers.trace import Place, undisturbed, visiting
+from camcli.engine.layers.untrained import initialised
 from camcli.engine.tap import cut
 from camcli.errors import CamcliError
 from camcli.models.source import model_source
@@ -102,7 +102,7 @@ def described(layer: TargetLayer) -> tuple[str, str, str, str]:
 def gradient_error(module: nn.Module, size: tuple[int, int], layer: TargetLayer) -> float:
     """Largest relative error, over the taps, of the engine's Grad-CAM against that of a full backward."""
     with undisturbed(module):
-        module = awake(module, images(module, size))
+        module = initialised(module, images(module, size))
         inputs = images(module, size, 1)
         pairs = zip(
             cams_of_cut(module, inputs, layer.taps), cams_of_full_backward(module, inputs, layer.taps), strict=True

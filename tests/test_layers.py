@@ -27,13 +27,13 @@ from torchvision.models.convnext import CNBlockConfig
 
 from camcli.cli.console import print_layers
 from camcli.engine.layers import Layout, Tap, TargetLayer, list_candidates, resolve_layer
-from camcli.engine.layers.awake import awake
 from camcli.engine.layers.cache import cache_directory, resolve_cached
 from camcli.engine.layers.cuts import cut_points, smallest_cut, vertex
 from camcli.engine.layers.probe import Evidence, Probe, images, response
 from camcli.engine.layers.readings import readings
 from camcli.engine.layers.search import Search
 from camcli.engine.layers.trace import Place
+from camcli.engine.layers.untrained import initialised
 from camcli.errors import LayerError
 from tests import survey
 
@@ -86,7 +86,7 @@ def swin() -> nn.Module:
 
 
 class Rearranged(nn.Module):
-    """Patches whose cells are moved about before any module returns them."""
+    """Patches whose locations are moved about before any module returns them."""
 
     def __init__(self, move: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ def test_a_dead_layer_is_refused_with_a_live_one_named() -> None:
 
 
 class ClassMaps(nn.Module):
-    """SqueezeNet's end: class maps behind a rectifier, averaged; `bias` says how few of their cells are above zero."""
+    """SqueezeNet's end: class maps behind a rectifier, averaged; `bias` how few locations are above zero."""
 
     def __init__(self, stride: int = 1, bias: float = 0.0) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class ClassMaps(nn.Module):
 
 
 def share_above_zero(module: ClassMaps, size: Size) -> float:
-    """Of the cells of the four likeliest class maps of each synthetic image."""
+    """Of the locations of the four likeliest class maps of each synthetic image."""
     maps = module.rectify(module.maps(module.body(images(module, size))))
     likeliest = maps.mean((2, 3)).topk(4, 1).indices
     return float(torch.stack([(maps[i, likeliest[i]] > 0).float().mean() for i in range(len(maps))]).mean())
@@ -294,16 +294,16 @@ def share_above_zero(module: ClassMaps, size: Size) -> float:
 
 @pytest.mark.parametrize("path", ["body", "maps"])
 @pytest.mark.parametrize("bias", [-0.3, 0.0, 0.2])
-def test_a_named_layer_with_cells_that_get_no_gradient_goes_on_with_a_note(path: str, bias: float) -> None:
+def test_a_named_layer_with_locations_that_get_no_gradient_goes_on_with_a_note(path: str, bias: float) -> None:
     module = frozen(ClassMaps(bias=bias))
     share = share_above_zero(module, (64, 96))  # type: ignore[arg-type]
     assert 0.05 < share < 0.9
     layer = resolve_layer(module, (64, 96), path)
     assert layer.taps == (Tap(path, Layout("nchw", (8, 12))),)
-    assert layer.note.startswith(f"layer {path}: {int(100 * share)}% of the cells get a gradient")
+    assert layer.note.startswith(f"layer {path}: {int(100 * share)}% of the locations get a gradient")
 
 
-def test_a_layer_of_which_nearly_all_cells_get_a_gradient_has_no_note() -> None:
+def test_a_layer_of_which_nearly_all_locations_get_a_gradient_has_no_note() -> None:
     module = frozen(ClassMaps(bias=0.8))
     assert share_above_zero(module, (64, 64)) > 0.95  # type: ignore[arg-type]
     assert resolve_layer(module, (64, 64), "body").note == ""
@@ -502,19 +502,19 @@ def trained() -> nn.Module:
 
 def test_a_trained_network_is_searched_as_it_is() -> None:
     module = trained()
-    assert awake(module, torch.zeros(1, 3, 8, 8)) is module
+    assert initialised(module, torch.zeros(1, 3, 8, 8)) is module
 
 
 def test_a_fresh_batch_norm_takes_the_statistics_of_the_images_in_a_copy() -> None:
     module = trained()
     module[1].running_var.fill_(1)  # type: ignore[index]
     images = torch.randn(4, 3, 8, 8)
-    woken = awake(module, images)
-    assert woken is not module
-    assert not any(child.training for child in woken.modules())
+    copied = initialised(module, images)
+    assert copied is not module
+    assert not any(child.training for child in copied.modules())
     seen = module[0](images)  # type: ignore[index]
-    torch.testing.assert_close(woken[1].running_mean, seen.mean((0, 2, 3)))  # type: ignore[index]
-    torch.testing.assert_close(woken[1].running_var, seen.var((0, 2, 3)))  # type: ignore[index]
+    torch.testing.assert_close(copied[1].running_mean, seen.mean((0, 2, 3)))  # type: ignore[index]
+    torch.testing.assert_close(copied[1].running_var, seen.var((0, 2, 3)))  # type: ignore[index]
     assert not module[1].running_mean.any()  # type: ignore[index]
 
 
@@ -553,18 +553,18 @@ def test_candidates_show_layout_cut_and_choice() -> None:
     assert not rows["1.0.conv"].is_cut
 
 
-def test_candidates_say_how_many_cells_get_a_gradient(capsys: pytest.CaptureFixture[str]) -> None:
+def test_candidates_say_how_many_locations_get_a_gradient(capsys: pytest.CaptureFixture[str]) -> None:
     module = frozen(ClassMaps())
     found = list_candidates(module, (64, 64))
     rows = {row.path: row for row in found}
-    assert rows["body"].live_cells == pytest.approx(share_above_zero(module, (64, 64)))  # type: ignore[arg-type]
-    assert (rows["body"].live, rows["rectify"].live, rows["rectify"].live_cells) == (False, True, 1.0)
+    assert rows["body"].live_locations == pytest.approx(share_above_zero(module, (64, 64)))  # type: ignore[arg-type]
+    assert (rows["body"].live, rows["rectify"].live, rows["rectify"].live_locations) == (False, True, 1.0)
     print_layers([asdict(row) for row in found])
     lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if "Conv2d" in line}
-    assert f"gradient in {rows['maps'].live_cells:.0%} of the cells" in lines["maps"]
+    assert f"gradient at {rows['maps'].live_locations:.0%} of the locations" in lines["maps"]
 
 
-def test_candidates_mark_dead_cells() -> None:
+def test_candidates_mark_dead_locations() -> None:
     rows = {row.path: row for row in list_candidates(vit(), (64, 96))}
     assert rows["norm"].live is False
     assert rows["blocks.1"].live is True
@@ -594,13 +594,13 @@ def test_readings_refuse_other_proportions(shape: tuple[int, ...], size: Size) -
     assert readings(shape, size) == []
 
 
-def test_what_all_cells_do_and_what_one_cell_always_does_is_no_answer() -> None:
+def test_what_all_locations_do_and_what_one_location_always_does_is_no_answer() -> None:
     touched = torch.tensor([3, 5, 9, 14])
     maps = torch.zeros(5, 2, 4, 4)
-    cells = maps[1:].flatten(2)
-    cells[:, 0] += 100
-    cells[:, 1, 7] = 10
-    cells[torch.arange(4), 0, touched] -= 1
+    locations = maps[1:].flatten(2)
+    locations[:, 0] += 100
+    locations[:, 1, 7] = 10
+    locations[torch.arange(4), 0, touched] -= 1
     assert torch.equal(response(maps).flatten(1).argmax(1), touched)
 
 

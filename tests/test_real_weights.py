@@ -113,7 +113,7 @@ def squeezenet() -> torch.nn.Module:
 def test_a_layer_before_a_rectifier_is_accepted(path: str) -> None:
     layer = resolve_layer(squeezenet(), (224, 224), path)
     assert layer.taps == (Tap(path, Layout("nchw", (13, 13))),)
-    share = re.match(rf"layer {path}: (\d+)% of the cells", layer.note)
+    share = re.match(rf"layer {path}: (\d+)% of the locations", layer.note)
     assert share
     assert 44 <= int(share[1]) < 90
 

@@ -286,8 +286,8 @@ def _layer_line(candidate: Mapping[str, Any]) -> str:
     if candidate["live"]:
         return text
     return (
-        f"{text}  gradient in {share:.0%} of the cells"
-        if (share := candidate["live_cells"])
+        f"{text}  gradient at {share:.0%} of the locations"
+        if (share := candidate["live_locations"])
         else f"[dim]{text}  no gradient[/]"
     )
 

@@ -249,7 +249,7 @@ class RunConfig(Section):
     smoothing: Smoothing = Field(
         "none",
         description="aug: mean over mirrored and brightened copies, 6x the cost; "
-        "eigen: first principal component of the channels' parts instead of their sum.",
+        "eigen: first principal component of the channel contributions instead of their sum.",
     )
     targets: TargetsConfig = TargetsConfig(top=1)
     input: InputConfig = InputConfig()

@@ -124,7 +124,7 @@ class Engine:
     def _refuse_unsmoothable(self) -> None:
         for method in self.methods:
             if self.smoothing == "eigen" and method.resolution == "pixel":
-                raise MethodError(f"smoothing: eigen needs the parts of channels, which {method.name!r} has not")
+                raise MethodError(f"smoothing: eigen needs channel contributions, which {method.name!r} has not")
 
     def explain(self, pixels: Tensor, choose: Chooser, count: int | None = None) -> list[Explanation | ItemError]:
         """Top predictions and heatmaps for uint8 [B,H,W,3]; an ItemError where logits or maps are not finite.
@@ -237,7 +237,7 @@ class Engine:
         return merge(maps, method.signed, self._noises(method, batch, views, raws, maps))
 
     def _one_map(self, raw: Tensor) -> Tensor:
-        """[B,h,w] from itself or from the channels' parts [B,C,h,w]."""
+        """[B,h,w] from itself or from channel contributions [B,C,h,w]."""
         if raw.dim() == 3:
             return raw
         return principal(raw) if self.smoothing == "eigen" else raw.sum(dim=1)

@@ -194,7 +194,7 @@ def _rounded_up(value: float) -> float:
 
 
 def correlation(a: Heat, b: Heat) -> float:
-    """Pearson over all cells; maps without heat agree with each other and with nothing else."""
+    """Pearson over all locations; maps without heat agree with each other and with nothing else."""
     if not (np.ptp(a) and np.ptp(b)):
         return float(np.ptp(a) == np.ptp(b))
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])

@@ -143,13 +143,16 @@ class Tail:
     def _choose(self, image: int) -> Sequence[Call]:
         """The calls to skip with which the unchanged activations give the known logits."""
         expected = self.logits[image]
-        part = HALF_TOLERANCE if self.tensor.dtype.itemsize == 2 else TOLERANCE
+        tolerance = HALF_TOLERANCE if self.tensor.dtype.itemsize == 2 else TOLERANCE
         for before in self._choices:
             try:
                 found = self._run(image, self._stored(image, 2), before)
             except (RuntimeError, ValueError, IndexError, TypeError):
                 continue
-            if found.shape == (2, *expected.shape) and (found - expected).abs().amax() <= part * expected.abs().amax():
+            if (
+                found.shape == (2, *expected.shape)
+                and (found - expected).abs().amax() <= tolerance * expected.abs().amax()
+            ):
                 return before
         raise MethodError(f"the network behind layer {self.tap.path!r} cannot be run alone, as ablationcam needs it")
 

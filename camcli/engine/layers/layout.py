@@ -30,8 +30,8 @@ class Layout:
         if self.kind == "nhwc":
             return activation.permute(0, 3, 1, 2)
         h, w = self.grid
-        cells = activation[:, self.prefix : self.prefix + h * w]
-        return cells.reshape(cells.shape[0], h, w, cells.shape[2]).permute(0, 3, 1, 2)
+        locations = activation[:, self.prefix : self.prefix + h * w]
+        return locations.reshape(locations.shape[0], h, w, locations.shape[2]).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How many cells of a tensor get a gradient: what a rectifier behind it lets through changes with image and class."""
+"""At how many locations a tensor gets a gradient: what a rectifier lets through changes with image and class."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ NEARLY_NONE = 0.05
 CLASSES = 4
 
 
-def live_cells(layout: Layout, gradient: Tensor) -> Tensor:
-    """[B] share of the cells in which any channel of `gradient` [B, ...] is not zero."""
+def live_locations(layout: Layout, gradient: Tensor) -> Tensor:
+    """[B] share of the locations in which any channel of `gradient` [B, ...] is not zero."""
     return layout.to_maps(gradient != 0).any(1).float().mean((1, 2))
 
 
@@ -28,7 +28,7 @@ def live_channels(layout: Layout, gradient: Tensor) -> int:
 
 
 def live_shares(module: nn.Module, size: Size, layouts: Mapping[Place, Layout]) -> dict[Place, Tensor]:
-    """[classes, images] `live_cells` at each place, for the CLASSES likeliest classes of some synthetic images."""
+    """[classes, images] `live_locations` at each place, for the CLASSES likeliest classes of some synthetic images."""
     edges: dict[Place, GradientEdge] = {}
 
     def visit(place: Place, tensor: Tensor) -> None:
@@ -43,5 +43,5 @@ def live_shares(module: nn.Module, size: Size, layouts: Mapping[Place, Layout]) 
         found = torch.autograd.grad(score, list(edges.values()), retain_graph=True, allow_unused=True)
         for place, gradient in zip(edges, found, strict=True):
             nothing = torch.zeros(CALIBRATING)
-            shares[place].append(nothing if gradient is None else live_cells(layouts[place], gradient).cpu())
+            shares[place].append(nothing if gradient is None else live_locations(layouts[place], gradient).cpu())
     return {place: torch.stack(rows) for place, rows in shares.items()}

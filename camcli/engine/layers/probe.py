@@ -1,7 +1,7 @@
 """Where does an activation answer a change of a patch of the image? The layout is measured on the live model.
 
 A few patches of a synthetic image are repainted, one per batch item. Under the right reading of a tensor,
-the cells that change most lie where the patch was; under a wrong one they lie anywhere.
+the locations that change most lie where the patch was; under a wrong one they lie anywhere.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ Box = tuple[int, int, int, int]
 
 @dataclass(slots=True)
 class Evidence:
-    """Distances from patch to strongest answer, in parts of the image's side, and what chance gives.
+    """Distances from patch to strongest answer, as a share of the image's side, and what chance gives.
 
-    gain: by how much the answers were nearer than cells drawn at random; variance: of the gain under chance.
+    gain: by how much the answers were nearer than locations drawn at random; variance: of the gain under chance.
     """
 
     distances: list[float] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Evidence:
         return self.gain / math.sqrt(self.variance) if self.variance else 0.0
 
     def add(self, distances: Tensor, chosen: Tensor) -> None:
-        """Take [n, cells] distances from each patch, and [n] that of the cell which answered most."""
+        """Take [n, locations] distances from each patch, and [n] that of the location which answered most."""
         self.distances += chosen.tolist()
         self.gain += float((distances.mean(1) - chosen).sum())
         self.variance += float(distances.var(1, correction=0).sum())
@@ -73,8 +73,8 @@ class Probe:
 
     def settle(self, readings: Mapping[Place, Sequence[Layout]]) -> dict[Place, Layout]:
         """The layouts that are found; forwards go on until the first of the places has one, MAX_ROUNDS at most."""
-        first, claims = next(iter(readings.items()))
-        grid = claims[0].grid
+        first, layouts = next(iter(readings.items()))
+        grid = layouts[0].grid
         for _ in range(MAX_ROUNDS):
             self.perturb(readings, grid)
             if self.verdict(first):
@@ -85,13 +85,13 @@ class Probe:
 
     def settle_each(self, readings: Mapping[Place, Sequence[Layout]]) -> dict[Place, Layout]:
         """The layouts that are found when each of the places has its turn to be settled."""
-        for place, claims in readings.items():
+        for place, layouts in readings.items():
             if not self.verdict(place, strict=False):
-                self.settle({place: claims, **readings})
+                self.settle({place: layouts, **readings})
         return self.verdicts(readings)
 
     def perturb(self, readings: Mapping[Place, Sequence[Layout]], grid: Size) -> None:
-        """One forward of 1 + PATCHES images; each patch is exactly one cell of `grid`, which finer maps shrink to."""
+        """One forward of 1 + PATCHES images; each patch is one location of `grid`, which finer maps shrink to."""
         generator = torch.Generator().manual_seed(self.rounds)
         boxes = list(patches(self.size, self.rounds * PATCHES, grid))
         inputs = repaint(canvas(self.size, self.rounds % 2 == 0, generator), boxes, generator)
@@ -107,10 +107,10 @@ class Probe:
         self.rounds += 1
 
     def _judge(self, place: Place, layout: Layout, tensor: Tensor, centres: Tensor, grid: Size) -> None:
-        """Compare the distance from patch to strongest answer with that of a cell drawn at random."""
+        """Compare the distance from patch to strongest answer with that of a location drawn at random."""
         shrunk = min(grid[0], layout.grid[0]), min(grid[1], layout.grid[1])
         answers = F.adaptive_avg_pool2d(response(layout.to_maps(tensor.float())).cpu(), shrunk)
-        distances = torch.cdist(centres, cells(shrunk))
+        distances = torch.cdist(centres, locations(shrunk))
         chosen = distances.gather(1, answers.flatten(1).argmax(1, keepdim=True))[:, 0]
         self.evidence.setdefault(place, {}).setdefault(layout, Evidence()).add(distances, chosen)
 
@@ -143,18 +143,18 @@ class Probe:
 
 
 def response(maps: Tensor) -> Tensor:
-    """[n,h,w] how much each cell answers a perturbation, in parts of what it answers to all n on average.
+    """[n,h,w] how much each location changes with a perturbation, relative to its mean change with all n.
 
-    maps [1+n,C,h,w], the untouched image first. The change common to all cells of a map is global mixing.
-    Cells that answer anything loudly do not count for more; those that hardly answer at all count for less.
+    maps [1+n,C,h,w], the unchanged image first. The change common to all locations of a map is global mixing.
+    Locations that change much with any perturbation do not count for more; those that hardly change count for less.
     """
     change = maps[1:] - maps[:1]
     energy = (change - change.mean((2, 3), keepdim=True)).square().sum(1)
     return torch.nan_to_num(energy / (energy.mean(0) + QUIET * energy.max()))
 
 
-def cells(grid: Size) -> Tensor:
-    """[h*w, 2] centres of the cells, row and column in 0..1."""
+def locations(grid: Size) -> Tensor:
+    """[h*w, 2] centres of the locations, row and column in 0..1."""
     rows, columns = ((torch.arange(n) + 0.5) / n for n in grid)
     return torch.cartesian_prod(rows, columns)
 
@@ -165,9 +165,9 @@ def patches(size: Size, first: int, grid: Size) -> Iterator[Box]:
     The sequence (Roberts, 2018) fills the square evenly and has no symmetry that a flipped grid could share.
     """
     for index in range(first + 1, first + PATCHES + 1):
-        cell = [int((0.5 + step * index) % 1 * n) for step, n in zip((0.7549, 0.5698), grid, strict=True)]
-        top, left = (c * side // n for c, side, n in zip(cell, size, grid, strict=True))
-        bottom, right = ((c + 1) * side // n for c, side, n in zip(cell, size, grid, strict=True))
+        location = [int((0.5 + step * index) % 1 * n) for step, n in zip((0.7549, 0.5698), grid, strict=True)]
+        top, left = (c * side // n for c, side, n in zip(location, size, grid, strict=True))
+        bottom, right = ((c + 1) * side // n for c, side, n in zip(location, size, grid, strict=True))
         yield top, left, max(1, bottom - top), max(1, right - left)
 
 
@@ -184,9 +184,9 @@ def canvas(size: Size, rough: bool, generator: torch.Generator) -> Tensor:
     return F.interpolate(torch.randn(1, 3, 5, 5, generator=generator), size, mode="bicubic")
 
 
-def repaint(untouched: Tensor, boxes: Sequence[Box], generator: torch.Generator) -> Tensor:
+def repaint(unchanged: Tensor, boxes: Sequence[Box], generator: torch.Generator) -> Tensor:
     """[1+n,3,H,W]: the image, then one copy per box with that box filled with strong noise."""
-    batch = untouched.repeat(1 + len(boxes), 1, 1, 1)
+    batch = unchanged.repeat(1 + len(boxes), 1, 1, 1)
     for item, (top, left, height, width) in zip(batch[1:], boxes, strict=True):
         noise = torch.randn(3, height, width, generator=generator)
         item[:, top : top + height, left : left + width] = 3 * noise

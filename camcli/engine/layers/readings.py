@@ -39,7 +39,7 @@ def _grids(count: int, size: Size) -> Iterator[Size]:
 
 
 def _covers(grid: Size, size: Size) -> bool:
-    """At least 2 x 2 cells, which some stride gives for both axes of the image, rounded down or up."""
+    """At least 2 x 2 locations, which some stride gives for both axes of the image, rounded down or up."""
     sides = list(zip(grid, size, strict=True))
     if any(n < 2 or n > pixels for n, pixels in sides):
         return False

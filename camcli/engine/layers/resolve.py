@@ -9,14 +9,14 @@ from itertools import islice
 
 from torch import nn
 
-from camcli.engine.layers.awake import awake
 from camcli.engine.layers.cuts import vertex
 from camcli.engine.layers.layout import Layout, Tap, TargetLayer
-from camcli.engine.layers.liveness import NEARLY_ALL, NEARLY_NONE, live_cells, live_shares
+from camcli.engine.layers.liveness import NEARLY_ALL, NEARLY_NONE, live_locations, live_shares
 from camcli.engine.layers.probe import COARSE, Probe, images
 from camcli.engine.layers.readings import readings
 from camcli.engine.layers.search import Search, Size
 from camcli.engine.layers.trace import Output, Place, undisturbed
+from camcli.engine.layers.untrained import initialised
 from camcli.errors import LayerError
 from camcli.registry import did_you_mean
 
@@ -31,7 +31,8 @@ class Candidate:
 
     shape: without the batch axis. layout: as the probe found it, None where it found none.
     is_cut: the whole prediction flows through it.
-    live: whether the gradient reaches nearly all cells, None without a layout; live_cells: the share that it reaches.
+    live: whether the gradient reaches nearly all locations (tokens of a transformer), None without a layout.
+    live_locations: the share that it reaches.
     """
 
     path: str
@@ -40,7 +41,7 @@ class Candidate:
     layout: Layout | None
     is_cut: bool
     live: bool | None
-    live_cells: float | None
+    live_locations: float | None
     chosen: bool
 
 
@@ -60,18 +61,18 @@ def list_candidates(module: nn.Module, input_size: Size) -> list[Candidate]:
     with undisturbed(module):
         search = _search(module, input_size)
         found = search.best()
-        claims = {output.place: readings(output.shape, input_size) for output in search.outputs}
+        readings_at = {output.place: readings(output.shape, input_size) for output in search.outputs}
         probe = Probe(search.module, input_size)
         for _ in range(LISTING_ROUNDS):
-            probe.perturb(claims, COARSE)
-        layouts = probe.verdicts(claims)
-        shares = _live_cells(search, layouts)
+            probe.perturb(readings_at, COARSE)
+        layouts = probe.verdicts(readings_at)
+        shares = _live_locations(search, layouts)
         return [_candidate(search, output, layouts.get(output.place), shares, found) for output in search.outputs]
 
 
 def _search(module: nn.Module, size: Size) -> Search:
     """A search in the module, or in a copy of an untrained one through which signals flow."""
-    return Search(awake(module, images(module, size)), size)
+    return Search(initialised(module, images(module, size)), size)
 
 
 def _automatic(search: Search) -> TargetLayer:
@@ -105,7 +106,7 @@ def _checked(search: Search, path: str) -> TargetLayer:
     for place in (output.place for output in fits if output.place in shares):
         if shares[place].max() >= NEARLY_NONE:
             return TargetLayer((Tap(place.path, layouts[place], place.call, place.item),))
-    raise LayerError(f"layer {path!r} is dead: its cells get no gradient")
+    raise LayerError(f"layer {path!r} is dead: its locations get no gradient")
 
 
 def _serves(search: Search, path: str) -> bool:
@@ -117,13 +118,13 @@ def _serves(search: Search, path: str) -> bool:
 
 
 def _with_note(search: Search, layer: TargetLayer) -> TargetLayer:
-    """`layer`, with a note where many of its cells get no gradient."""
+    """`layer`, with a note where many of its locations get no gradient."""
     layouts = {Place(tap.path, tap.call, tap.item): tap.layout for tap in layer.taps}
     shares = live_shares(search.module, search.size, layouts)
     live = min(float(share.mean()) for share in shares.values())
     if live >= NEARLY_ALL:
         return layer
-    share = f"{int(100 * live)}% of the cells get a gradient on average"
+    share = f"{int(100 * live)}% of the locations get a gradient on average"
     return replace(layer, note=f"layer {layer.name}: {share} (measured on synthetic images)")
 
 
@@ -157,11 +158,11 @@ def _advice(search: Search) -> str:
     return f"set {'`layer` to' if found is None else '`layer: auto` or'} one of {', '.join(offered)}"
 
 
-def _live_cells(search: Search, layouts: Mapping[Place, Layout]) -> dict[Place, float]:
-    """The share of live cells at each place; measured more thoroughly where one image shows that some are not."""
+def _live_locations(search: Search, layouts: Mapping[Place, Layout]) -> dict[Place, float]:
+    """The share of live locations at each place; measured more thoroughly where one image shows that some are not."""
     outputs = [output for output in search.outputs if output.place in layouts]
     gradients = zip(outputs, search.trace.gradients(outputs), strict=True) if outputs else ()
-    found = {o.place: 0.0 if g is None else float(live_cells(layouts[o.place], g)) for o, g in gradients}
+    found = {o.place: 0.0 if g is None else float(live_locations(layouts[o.place], g)) for o, g in gradients}
     few = {place: layouts[place] for place, share in found.items() if share < NEARLY_ALL}
     shares = live_shares(search.module, search.size, few) if few else {}
     return {**found, **{place: float(share.mean()) for place, share in shares.items()}}
@@ -179,6 +180,6 @@ def _candidate(
         layout=layout,
         is_cut=vertex(output.edge) in search.cut_vertices,
         live=None if share is None else share >= NEARLY_ALL,
-        live_cells=share,
+        live_locations=share,
         chosen=output.place in chosen,
     )

@@ -11,7 +11,7 @@ from camcli.engine.methods.view import LayerView, layer_method
 
 @layer_method("cam", ("activations",), "nothing", "https://arxiv.org/abs/1512.04150")
 def cam(view: LayerView) -> Tensor:
-    """W_c A_c, W the row of the linear head behind global average pooling: the part of each channel."""
+    """W_c A_c, W the row of the linear head behind global average pooling: channel contributions."""
     weights = view.batch.target_weights @ view.once("head", lambda: class_weights(view))
     return weights[:, :, None, None] * view.activations
 
@@ -30,5 +30,5 @@ def _eigencam_terms(view: LayerView, raw: Tensor) -> Tensor:
     terms=_eigencam_terms,
 )
 def eigencam(view: LayerView) -> Tensor:
-    """First principal component of the cells' vectors A: one map of no class, the same whatever is asked."""
+    """First principal component of the locations' vectors A: one map of no class, the same whatever is asked."""
     return principal(view.activations)

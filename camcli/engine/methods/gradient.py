@@ -1,4 +1,4 @@
-"""Methods that weigh activations A by the gradient g of the score; both [B,C,h,w], results the part of each channel."""
+"""Methods that weigh activations A by the gradient g of the score; both [B,C,h,w], as are the channel contributions."""
 
 from __future__ import annotations
 
@@ -88,5 +88,5 @@ def _eigengradcam_terms(view: LayerView, raw: Tensor) -> Tensor:
 
 @layer_method("eigengradcam", NEEDS, COST, "https://arxiv.org/abs/2008.00299", terms=_eigengradcam_terms)
 def eigengradcam(view: LayerView) -> Tensor:
-    """First principal component of the cells' vectors g A: Eigen-CAM, of one class."""
+    """First principal component of the locations' vectors g A: Eigen-CAM, of one class."""
     return principal(view.gradients * view.activations)

@@ -1,4 +1,4 @@
-"""Arithmetic on raw maps: from the parts of channels to one map, and from raw maps to heat."""
+"""Arithmetic on raw maps: from channel contributions to one map, and from raw maps to heat."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def rounding(terms: Tensor, number: torch.dtype) -> Tensor:
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """[B,h,w] -> [B,*size], bilinear between the centres of cells."""
+    """[B,h,w] -> [B,*size], bilinear between the centres of locations."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
@@ -108,32 +108,32 @@ def scale_signed(raw: Tensor) -> Tensor:
     return raw / torch.where(largest > 0, largest, 1)
 
 
-def principal(parts: Tensor) -> Tensor:
-    """Each image's cells [h*w,C], centred, projected on their first right singular vector: [B,C,h,w] -> [B,h,w].
+def principal(contributions: Tensor) -> Tensor:
+    """Locations of each image [h*w,C], centred, on their first right singular vector: [B,C,h,w] -> [B,h,w].
 
-    The vector's sign is arbitrary; it is chosen so that the map rises with the total activation sum_c |part|. The
+    The vector's sign is arbitrary; the map is to rise with the total activation, sum_c |contribution|. The
     smaller of the two Gram matrices gives the same vector as a singular value decomposition, many times faster.
     """
-    cells = parts.flatten(2).transpose(1, 2)
-    finite = cells.isfinite().all(dim=2).all(dim=1)[:, None]
-    cells = cells.nan_to_num(0, 0, 0).to(torch.float32 if cells.device.type == "mps" else torch.float64)
-    total = cells.abs().sum(dim=2)
-    largest = cells.abs().amax(dim=(1, 2), keepdim=True)
-    cells = (cells - cells.mean(dim=1, keepdim=True)) / torch.where(largest > 0, largest, 1)
-    rows, columns = cells.shape[1:]
+    locations = contributions.flatten(2).transpose(1, 2)
+    finite = locations.isfinite().all(dim=2).all(dim=1)[:, None]
+    locations = locations.nan_to_num(0, 0, 0).to(torch.float32 if locations.device.type == "mps" else torch.float64)
+    total = locations.abs().sum(dim=2)
+    largest = locations.abs().amax(dim=(1, 2), keepdim=True)
+    locations = (locations - locations.mean(dim=1, keepdim=True)) / torch.where(largest > 0, largest, 1)
+    rows, columns = locations.shape[1:]
     if rows <= columns:
-        values, vectors = torch.linalg.eigh(cells @ cells.mT)
+        values, vectors = torch.linalg.eigh(locations @ locations.mT)
         projected = vectors[..., -1] * values[:, -1:].clamp_min(0).sqrt()
     else:
-        projected = (cells @ torch.linalg.eigh(cells.mT @ cells).eigenvectors[..., -1:])[..., 0]
+        projected = (locations @ torch.linalg.eigh(locations.mT @ locations).eigenvectors[..., -1:])[..., 0]
     opposed = (projected * (total - total.mean(dim=1, keepdim=True))).sum(dim=1, keepdim=True) < 0
     projected = (torch.where(opposed, -projected, projected) * largest[..., 0]).float()
-    return torch.where(finite, projected, torch.nan).view(-1, *parts.shape[2:])
+    return torch.where(finite, projected, torch.nan).view(-1, *contributions.shape[2:])
 
 
-def along(parts: Tensor, component: Tensor) -> Tensor:
-    """[B,C,h,w]: what each channel of `parts` adds to their first `component` [B,h,w], before they were centred."""
-    cells, projected = parts.flatten(2), component.flatten(1)[..., None]
-    vector = (cells - cells.mean(dim=2, keepdim=True)) @ projected
+def along(contributions: Tensor, component: Tensor) -> Tensor:
+    """[B,C,h,w]: what each channel adds to the first `component` [B,h,w] of `contributions`, before centring."""
+    locations, projected = contributions.flatten(2), component.flatten(1)[..., None]
+    vector = (locations - locations.mean(dim=2, keepdim=True)) @ projected
     length = vector.norm(dim=1, keepdim=True)
-    return parts * (vector / torch.where(length > 0, length, 1))[..., None]
+    return contributions * (vector / torch.where(length > 0, length, 1))[..., None]

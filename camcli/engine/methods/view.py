@@ -162,7 +162,7 @@ class Method:
     """One way to explain.
 
     compute: raw maps before ReLU and scaling, for a method at layer resolution one for each layer, else one:
-        [B,h,w], or [B,C,h,w] with the part of each channel, whose sum is the map.
+        [B,h,w], or [B,C,h,w] channel contributions, whose sum is the map.
     cost: what an image costs beside its forward pass. signed: negative values are shown, too.
     class_specific: the map depends on the class that is asked; otherwise there is one for each image.
     formula: the first line of the function's docstring.
