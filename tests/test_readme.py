@@ -41,7 +41,7 @@ def commands(group: typer.Typer, prefix: str = "") -> Iterator[str]:
 
 def test_the_two_commands_stand_there_to_be_copied() -> None:
     assert "python -m pip install -e . && python -m camcli run sample_images/shapes --out out\n" in README
-    assert 'python -m pip install -e ".[test]" && python -m pytest\n' in README
+    assert 'python -m pip install -e ".[test]" && python -m pytest -n 2\n' in README
 
 
 def test_every_command_is_documented_and_every_documented_command_exists() -> None:
