@@ -277,7 +277,8 @@ def view_of(activations: Tensor, gradients: Tensor) -> LayerView:
     none = torch.zeros(1, 1)
     batch = Batch(none, none, none, nn.Identity(), lambda x: x)
     layout = Layout("nchw", (activations.shape[-2], activations.shape[-1]))
-    return LayerView(batch, activations, lambda: gradients, lambda i, maps: maps, layout, 1)
+    unused = lambda *_: pytest.fail("not asked for")  # noqa: E731
+    return LayerView(batch, activations, lambda weights: gradients, unused, unused, lambda i, maps: maps, layout, 1)
 
 
 @pytest.mark.parametrize(

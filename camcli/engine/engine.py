@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from camcli.config.schema import OptionsConfig, Smoothing
 from camcli.engine.layers import Tap, TargetLayer
 from camcli.engine.methods import Batch, LayerView, Method
-from camcli.engine.methods.lift import gradients_of
+from camcli.engine.methods.lift import curvatures_of, gradients_of
 from camcli.engine.methods.maps import REASONS, Maps, along, mean_of, merge, principal, rounding
 from camcli.engine.methods.options import options_of
 from camcli.engine.tap import Past, Tail, cut, noting
@@ -212,23 +213,26 @@ class Engine:
         return [(target_weight, specific if i else self.methods) for i, target_weight in enumerate(target_weights)]
 
     def _maps(self, plain: Pass, asked: Sequence[Asked]) -> list[list[Maps]]:
-        first = [self._round(plain, *one) for one in asked]
+        rounds = [weights for weights, _ in asked]
+        first = [self._round(plain, *one, rounds) for one in asked]
         if self.smoothing != "aug":
             return first
         heats = [[[maps.heat] for maps in methods] for methods in first]
         for mirrored, factor in COPIES[1:]:
             copy = self.forward((plain.inputs.flip(-1) if mirrored else plain.inputs) * factor)
             for one, methods in zip(asked, heats, strict=True):
-                for heat, maps in zip(methods, self._round(copy, *one), strict=True):
+                for heat, maps in zip(methods, self._round(copy, *one, rounds), strict=True):
                     heat.append(maps.heat.flip(-1) if mirrored else maps.heat)
         return [
             [mean_of(of, method.signed, one) for method, one, of in zip(methods, maps, copies, strict=True)]
             for (_, methods), maps, copies in zip(asked, first, heats, strict=True)
         ]
 
-    def _round(self, done: Pass, target_weights: Tensor, methods: Sequence[Method]) -> list[Maps]:
-        """Each method's maps for one target of every image."""
-        batch, views = self.views(done, target_weights)
+    def _round(
+        self, done: Pass, target_weights: Tensor, methods: Sequence[Method], rounds: Sequence[Tensor]
+    ) -> list[Maps]:
+        """Each method's maps for one target of every image, of all that the `rounds` ask for."""
+        batch, views = self.views(done, target_weights, rounds)
         return [self._merged(method, batch, views) for method in methods]
 
     def _merged(self, method: Method, batch: Batch, views: Sequence[LayerView]) -> Maps:
@@ -260,36 +264,58 @@ class Engine:
         numbers = [batch.number] * len(terms) if logits else [view.number for view in views]
         return [rounding(t, number) for t, number in zip(terms, numbers, strict=True)]
 
-    def views(self, done: Pass, target_weights: Tensor) -> tuple[Batch, list[LayerView]]:
-        """What methods see of a pass for `target_weights` [B,K]; one backward serves all layers and methods."""
+    def views(self, done: Pass, target_weights: Tensor, rounds: Sequence[Tensor] = ()) -> tuple[Batch, list[LayerView]]:
+        """What methods see of a pass for `target_weights` [B,K]; one backward serves all layers and methods.
+
+        rounds: the target weights of all targets that this pass is explained for.
+        """
         about = done.inputs, done.logits.detach(), target_weights, self.module, self.network, self.chunk, self.options
-        batch = Batch(*about, done.memo, self._number)
+        batch = Batch(*about, done.memo, self._number, rounds, self.model.activation)
         tensors = [done.kept[tap] for tap in self.taps]
         gradients: list[Tensor] = []
 
-        def gradient(index: int) -> Tensor:
+        def differentiate(index: int, weights: Tensor) -> Tensor:
+            if weights is not target_weights:
+                return gradients_of(done.logits, weights, tensors, self._number, self._to_maps, retain=True)[index]
             if not gradients:
-                about = done.logits, target_weights, tensors, self._number
-                gradients.extend(gradients_of(*about, read=self._to_maps, retain=True))
+                gradients.extend(gradients_of(done.logits, weights, tensors, self._number, self._to_maps, retain=True))
             return gradients[index]
 
-        return batch, [self._view(batch, done, i, tap, lambda i=i: gradient(i)) for i, tap in enumerate(self.taps)]
+        def bend(index: int) -> Tensor:
+            about = done.logits, target_weights, tensors, self._number
+            return batch.once(f"curvature {batch.turn}", lambda: curvatures_of(*about, self._to_maps))[index]
+
+        def at(index: int, inputs: Tensor) -> LayerView:
+            return self.views(self.forward(inputs), target_weights, rounds)[1][index]
+
+        views = [
+            self._view(batch, done, index, partial(differentiate, index), partial(bend, index), partial(at, index))
+            for index in range(len(self.taps))
+        ]
+        return batch, views
 
     def _to_maps(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """[B,C,h,w] of each tap's tensor."""
         return [tap.layout.to_maps(tensor) for tap, tensor in zip(self.taps, tensors, strict=True)]
 
-    def _view(self, batch: Batch, done: Pass, index: int, tap: Tap, backward: Any) -> LayerView:
+    def _view(
+        self,
+        batch: Batch,
+        done: Pass,
+        index: int,
+        differentiate: Callable[[Tensor], Tensor],
+        bend: Callable[[], Tensor],
+        at: Callable[[Tensor], LayerView],
+    ) -> LayerView:
+        tap, memo = self.taps[index], done.memos[index]
         stored = done.kept[tap].detach()
-        activations = tap.layout.to_maps(stored).float()
 
         def tail(image: int, maps: Tensor) -> Tensor:
             run = view.once("tail", lambda: Tail(tap, stored, done.past[tap], done.inputs, batch.logits, self.network))
             return run(image, maps)
 
-        view = LayerView(
-            batch, activations, backward, tail, tap.layout, stored.shape[1], stored.dtype, done.memos[index]
-        )
+        about = tap.layout, stored.shape[1], stored.dtype, memo
+        view = LayerView(batch, tap.layout.to_maps(stored).float(), differentiate, bend, at, tail, *about)
         return view
 
     def _explanation(

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from camcli.engine.layers import Layout
 
 T = TypeVar("T")
-Need = Literal["activations", "gradients", "tail", "scores", "pixels"]
+Need = Literal["activations", "gradients", "curvature", "tail", "scores", "pixels"]
+Activation = Literal["softmax", "sigmoid"]
 Resolution = Literal["layer", "pixel"]
 Network = Callable[[Tensor], Tensor]
 Tail = Callable[[int, Tensor], Tensor]
@@ -36,7 +37,9 @@ class Batch:
         class, and a -1 beside it asks why not rather that one. A row of zeros asks nothing.
     module: the model. network: [N,3,H,W] -> float32 [N,K], in the precision of the run. number: that precision.
     chunk: rows per forward pass. options: what methods are told, by their names.
-    memo: results that hold for every target of the same batch.
+    memo: results that hold for every target of the same batch. rounds: the target weights of every target that the
+        batch is explained for, these among them; none given: these alone.
+    activation: what makes probabilities of the logits.
     """
 
     inputs: Tensor
@@ -48,6 +51,13 @@ class Batch:
     options: Mapping[str, BaseModel] = field(default_factory=dict)
     memo: dict[str, Any] = field(default_factory=dict)
     number: torch.dtype = torch.float32
+    rounds: Sequence[Tensor] = ()
+    activation: Activation = "softmax"
+
+    @property
+    def turn(self) -> int:
+        """Which of `rounds` this is."""
+        return next((i for i, weights in enumerate(self.rounds) if weights is self.target_weights), 0)
 
     @property
     def asked(self) -> list[int]:
@@ -65,6 +75,27 @@ class Batch:
     def scores(self) -> Tensor:
         """What the maps explain: float32 [B]."""
         return (self.logits * self.target_weights).sum(dim=1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """[N,K] of logits [N,K], in float32."""
+        return torch.softmax(logits.float(), dim=1) if self.activation == "softmax" else torch.sigmoid(logits.float())
+
+    def for_every_target(self, key: str, compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The rows of this round of what `compute` gives for all images and all of their targets at once.
+
+        compute: inputs [N,3,H,W] and target weights [N,K] of everything that is asked, in rounds -> [N,...]. Rows that
+        ask nothing are zero.
+        """
+        rounds = self.rounds or (self.target_weights,)
+        asked = [weights.any(dim=1).nonzero()[:, 0] for weights in rounds]
+        mine, first = asked[self.turn], sum(map(len, asked[: self.turn]))
+        if not len(mine):
+            return torch.zeros_like(self.inputs[:, 0])
+        weights = torch.cat([weights[rows] for weights, rows in zip(rounds, asked, strict=True)])
+        found = self.once(key, lambda: compute(self.inputs[torch.cat(asked)], weights))
+        maps = found.new_zeros(len(self.inputs), *found.shape[1:])
+        maps[mine] = found[first : first + len(mine)]
+        return maps
 
     def logits_of(self, variants: Iterable[Tensor]) -> Tensor:
         """Chunks [n,3,H,W] of changed images -> float32 [N,K], one forward pass for each chunk.
@@ -116,7 +147,10 @@ class Batch:
 class LayerView:
     """A batch at one target layer.
 
-    activations: float32 [B,C,h,w]. backward: gives float32 [B,C,h,w], the gradient of the scores.
+    activations: float32 [B,C,h,w].
+    differentiate: target weights [B,K] -> float32 [B,C,h,w], the gradient of the scores that they ask for.
+    bend: gives float32 [B,C,h,w], the second derivative of the scores along the activations.
+    at: other inputs [B,3,H,W] -> the same layer's view of them, for the same target.
     tail: (image, float32 [N,C,h,w]) -> float32 [N,K], the logits of that image with other activations here.
     layout, tokens: how the stored tensor is read, and the size of its second axis. number: what it was stored as.
     memo: results that hold for every target of the same batch.
@@ -124,7 +158,9 @@ class LayerView:
 
     batch: Batch
     activations: Tensor
-    backward: Callable[[], Tensor]
+    differentiate: Callable[[Tensor], Tensor]
+    bend: Callable[[], Tensor]
+    at: Callable[[Tensor], LayerView]
     tail: Tail
     layout: Layout
     tokens: int
@@ -134,7 +170,15 @@ class LayerView:
     @cached_property
     def gradients(self) -> Tensor:
         """d score / d activation, float32 [B,C,h,w]."""
-        return self.backward()
+        return self.differentiate(self.batch.target_weights)
+
+    @cached_property
+    def curvature(self) -> Tensor:
+        """H a, H the second derivative of the score by the activations a (prefix tokens too): float32 [B,C,h,w].
+
+        Zeros where the network behind the layer is linear, piece by piece. For methods that need `curvature`.
+        """
+        return self.bend()
 
     def once(self, key: str, make: Callable[[], T]) -> T:
         """The result of `make`, made for the first target and kept for the others."""
