@@ -6,6 +6,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -349,10 +350,11 @@ def test_what_overflows_in_16_bits_is_explained_in_fp32() -> None:
     bright, dark = coloured(2).clamp(min=200), coloured(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "network", half_network)
-        engines = Engines([engine], top, 4, Guard(0.0, {"gradcam": 0.0}))
+        doubts = partial(Guard(0.0, {"gradcam": 0.0}).doubts, choose=top, activation="softmax")
+        engines = Engines([engine], Engine.explain, top, 4, doubts)
         found = engines._answers(engine, torch.cat([bright, dark]))
         assert [type(one) for one in found] == [ItemError, ItemError, Explanation, Explanation]
-        engines._ask_again(Guard(0.0, {"gradcam": 0.0}), engine, torch.cat([bright, dark]), found)
+        engines._ask_again(doubts, engine, torch.cat([bright, dark]), found)
     assert [one.precision for one in found if isinstance(one, Explanation)] == ["fp32", "fp32", "fp16", "fp16"]
 
 

@@ -5,18 +5,38 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
+from typing import Generic
 
 from camcli.engine.engine import Explanation
 from camcli.errors import ItemError
-from camcli.pipeline.engines import Engines
+from camcli.pipeline.engines import A, Engines
 from camcli.pipeline.flow import Batch, Explained, Loaded, Stop, failure, in_order
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Failure, ImageResult
 
 
-def explain(batches: Iterator[Batch], engines: Engines, stop: Stop, stopwatch: Stopwatch) -> Generator[Explained]:
-    """Each entry of each batch, in order.
+@dataclass(frozen=True, slots=True)
+class Answered(Generic[A]):
+    """An image, and what an engine answered."""
+
+    loaded: Loaded
+    answer: A | ItemError
+
+
+def explain(
+    batches: Iterator[Batch], engines: Engines[Explanation], stop: Stop, stopwatch: Stopwatch
+) -> Generator[Explained]:
+    """Each entry of each batch, in order, with what was found for it."""
+    with closing(answered(batches, engines, stop, stopwatch)) as found:
+        yield from map(_explained, found)  # unlike a loop, holds on to no image that was passed on
+
+
+def answered(
+    batches: Iterator[Batch], engines: Engines[A], stop: Stop, stopwatch: Stopwatch
+) -> Generator[Answered[A] | Failure]:
+    """Each entry of each batch, in order, with the engines' answer.
 
     Once `stop` says so, the batches that engines are at are finished, at most one each, and none is begun.
     """
@@ -26,8 +46,8 @@ def explain(batches: Iterator[Batch], engines: Engines, stop: Stop, stopwatch: S
             batch = next(batches, None)
         return None if stop() else batch
 
-    def work(batch: Batch) -> deque[Explained]:
-        return deque() if stop() else _explained(batch, engines)
+    def work(batch: Batch) -> deque[Answered[A] | Failure]:
+        return deque() if stop() else _answered(batch, engines)
 
     count, waiting = len(engines.engines), partial(stopwatch.timing, "wait for the model")
     with closing(in_order(work, iter(coming, None), count, lambda: count, waiting)) as found:
@@ -36,13 +56,15 @@ def explain(batches: Iterator[Batch], engines: Engines, stop: Stop, stopwatch: S
                 yield batch.popleft()  # nothing here holds on to an image that was passed on
 
 
-def _explained(batch: Batch, engines: Engines) -> deque[Explained]:
+def _answered(batch: Batch, engines: Engines[A]) -> deque[Answered[A] | Failure]:
     answers = iter(engines.answers(batch.inputs))
-    return deque(Explained(e, None) if isinstance(e, Failure) else _result(e, next(answers)) for e in batch.entries)
+    return deque(e if isinstance(e, Failure) else Answered(e, next(answers)) for e in batch.entries)
 
 
-def _result(loaded: Loaded, answer: Explanation | ItemError) -> Explained:
-    item, image = loaded.item, loaded.image
+def _explained(one: Answered[Explanation] | Failure) -> Explained:
+    if isinstance(one, Failure):
+        return Explained(one, None)
+    loaded, answer, item, image = one.loaded, one.answer, one.loaded.item, one.loaded.image
     if isinstance(answer, ItemError):
         return Explained(failure(item, answer, loaded.file), loaded)
     found = item.id, str(item.path), image.size, image.seen, answer.top, answer.heatmaps, loaded.file

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 
 from camcli.config.schema import RunConfig
+from camcli.engine.engine import Engine
 from camcli.engine.targets import chooser
 from camcli.images.find import Item
 from camcli.images.memory import Budget, budget_size, cached_blocks
@@ -36,7 +38,9 @@ def outcomes(
     threads, size, stopwatch, stop = cores(config), ready.batch_size, ready.stopwatch, Stop(stopped)
     memory = budget_size(config.runtime.memory, usable_memory())
     budget = Budget(memory - cached_blocks(memory))
-    engines = Engines(ready.engines, chooser(config.targets, ready.model.labels), size, ready.precision.guard)
+    choose, guard = chooser(config.targets, ready.model.labels), ready.precision.guard
+    doubts = partial(guard.doubts, choose=choose, activation=ready.model.activation) if guard else None
+    engines = Engines(ready.engines, Engine.explain, choose, size, doubts)
     painter = Painter(config, ready.engines[0], folder, fingerprint, stopwatch)
     reader = Reader(ready.model.preprocess, painter.whole, budget, stopwatch)
     with torch_threads(max(1, threads // len(ready.engines))), ExitStack() as stages:
