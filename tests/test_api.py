@@ -139,7 +139,7 @@ def test_a_run_is_read_with_its_heat(tmp_path: Path) -> None:
         [found] = camcli.explain(STAR, targets=["star"], batch_size=1)
         assert np.allclose(run.heat(record), found.heatmaps[0].heat, atol=1e-4)
         assert run.overlay(record).is_file()
-        assert run.manifest["counts"]["done"] == 1
+        assert run.manifest.counts.done == 1
 
 
 def test_a_run_without_maps_says_how_to_keep_them(tmp_path: Path) -> None:

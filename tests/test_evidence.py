@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from camcli.results.counts import without_evidence
 from camcli.results.ledger import Entry, entry_of
-from camcli.results.manifest import without_evidence
 from tests.conftest import SHAPES, Ended
 
 Camcli = Callable[..., Ended]

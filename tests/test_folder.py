@@ -15,6 +15,7 @@ import pytest
 from camcli.errors import LockedError, OutputError
 from camcli.results.claim import Kind, lock_file
 from camcli.results.lock import Lock, is_held
+from camcli.results.manifest import NOTHING
 from camcli.results.rundir import RunDir
 from tests.conftest import Ended, save_image
 from tests.test_resume import SMALL, images
@@ -171,7 +172,7 @@ def test_files_are_not_written_into_a_folder_that_is_gone(tmp_path: Path) -> Non
         with pytest.raises(OutputError, match="removed or renamed during the run"):
             run.write("overlays/b.jpg", b"x")
         with pytest.raises(OutputError, match="removed or renamed during the run"):
-            run.write_manifest({})
+            run.write_manifest(NOTHING)
     assert not (tmp_path / "out").exists()
     assert [p.name for p in (tmp_path / "away").rglob("*.jpg")] == ["a.jpg"]
 

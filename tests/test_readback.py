@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,15 +15,16 @@ from hypothesis import strategies as st
 
 from camcli.cli import console
 from camcli.config.schema import RunConfig
-from camcli.errors import CamcliError
+from camcli.errors import CamcliError, ConfigError
 from camcli.images.find import Item
 from camcli.pipeline import prepare
 from camcli.pipeline import run as pipeline
 from camcli.pipeline.job import Job, settled
-from camcli.results import manifest as manifest_of
 from camcli.results import versions
+from camcli.results.manifest import NOTHING, libraries, running
 from camcli.results.merge import merge
 from camcli.results.resume import plan
+from camcli.results.run import open_run, refuse_strange, run_in
 from camcli.results.rundir import RunDir
 from camcli.results.shard import Shard
 from camcli.results.status import inspect
@@ -117,6 +119,42 @@ def test_records_that_a_run_would_lose_are_refused(
     assert (out / "results.jsonl").read_bytes() == strange
     assert camcli("run", folder, "--out", out, *SMALL, "--fresh").code == 0
     assert len(lines(out)) == 4
+
+
+@pytest.mark.parametrize("what", list(STRANGE))
+def test_parts_with_records_that_would_be_lost_are_not_joined(camcli: Camcli, tmp_path: Path, what: str) -> None:
+    folder, out = images(tmp_path / "in", 4), tmp_path / "out"
+    for part in ("1/2", "2/2"):
+        assert camcli("run", folder, "--out", out, *SMALL, "--shard", part).code == 0
+    file = out / "results-2-of-2.jsonl"
+    file.write_bytes(STRANGE[what](file.read_bytes()))
+    ended = camcli("merge", out)
+    assert (ended.code, f"its results hold {what}" in ended.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ("{", "no JSON"),
+        ("[1]", "it: input should be a valid dictionary"),
+        ('{"status": "finished"}', "schema_version: field required"),
+        ('{"schema_version": 1, "status": "finished", "counts": {"done": -1}}', "counts.done: input should be greater"),
+        ('{"schema_version": 1, "status": "finished", "seconds": NaN}', "no JSON"),
+    ],
+)
+def test_a_run_json_of_another_hand_is_no_run(tmp_path: Path, told: str, why: str) -> None:
+    (tmp_path / "run.json").write_text(told)
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/run.json: is no manifest that camcli wrote: {why}")):
+        open_run(tmp_path)
+    assert run_in(tmp_path).manifest == NOTHING
+
+
+def test_a_manifest_says_what_later_and_earlier_versions_say_of_it(tmp_path: Path) -> None:
+    """Fields of a later camcli are kept; those that an earlier one did not know have defaults."""
+    (tmp_path / "run.json").write_text('{"status": "stopped", "colour": {"a": 1}, "schema_version": 1}')
+    told = open_run(tmp_path).manifest
+    assert (told.counts.done, told.precision, told.above, told.inputs.roots) == (0, None, None, [])
+    assert told.as_json() == {"schema_version": 1, "status": "stopped", "colour": {"a": 1}}
 
 
 @pytest.fixture
@@ -273,6 +311,7 @@ def test_any_bytes_are_read_or_refused(told: bytes, records: list[bytes], suffix
         for check in ("stat", "hash"):
             survives(lambda check=check: console.print_status(inspect(out, check)))  # type: ignore[misc]
         survives(lambda: settled(job))
+        survives(lambda: list(open_run(out).failures()))
         survives(lambda: merge(out))
         survives(lambda: taken_up(job))
 
@@ -282,10 +321,11 @@ def taken_up(job: Job) -> None:
     with RunDir(job.out, job.suffix) as folder:
         earlier = pipeline._earlier(job, folder)
         prepare._batch_size(job.config, None, 1, 1, earlier)  # type: ignore[arg-type]
-        settings = {"fingerprint": "e" * 64, "identity": {"a": 1}, "versions": {}, "inputs": {}}
+        settings = NOTHING.model_copy(update={"fingerprint": "e" * 64, "identity": {"a": 1}})
+        survives(lambda: refuse_strange(folder.earlier))
         survives(lambda: pipeline._planned(job, folder, settings))
         work = plan(job.mine, folder.ledger, job.out, job.policy)
-        folder.begin({"status": "running"})
-        manifest_of.libraries(folder.ledger.entries.values(), folder.earlier, {})
+        folder.begin(running(settings))
+        libraries(folder.ledger.entries.values(), folder.earlier.manifest, {})
         folder.settle(["a.jpg"], work.vanished)
         folder.start_over()

@@ -190,5 +190,5 @@ def test_what_was_tried_before_the_run_is_no_part_of_its_profile(
     ready = prepare(config, items)
     ready.stopwatch.add(replace_one(ready.stopwatch.seconds, 1000.0))
     done = perform(Job(config, items, tmp_path / "out"), Silent(), None, ready)
-    assert 0 < done.manifest["profile"]["forward"] < 1000
-    assert 0 < done.manifest["profile"]["decode"] < 1000
+    assert 0 < done.manifest.profile["forward"] < 1000
+    assert 0 < done.manifest.profile["decode"] < 1000

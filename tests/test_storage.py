@@ -18,9 +18,11 @@ from camcli.errors import ConfigError
 from camcli.images.find import Item
 from camcli.pipeline import job
 from camcli.pipeline.job import Job
+from camcli.records import SCHEMA_VERSION
 from camcli.results.claim import claimed
 from camcli.results.ledger import Entry, Ledger, entry_of
 from camcli.results.lock import Lock
+from camcli.results.manifest import Manifest, Model
 from camcli.results.resume import vanished
 from camcli.results.rundir import RunDir
 from camcli.results.shard import shard_of
@@ -31,6 +33,7 @@ from tests.test_resume import SMALL, images
 from tests.test_run import lines, manifest
 
 Camcli = Callable[..., Ended]
+RUNNING = Manifest(schema_version=SCHEMA_VERSION, status="running")
 
 
 @pytest.fixture
@@ -55,12 +58,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 def test_the_manifest_and_tidied_records_survive_a_power_cut(tmp_path: Path, calls: list[tuple[str, str]]) -> None:
     with RunDir(tmp_path) as run:
-        run.begin({"status": "running"})
+        run.begin(RUNNING)
         for line in (RECORD, RECORD):
             run.append(json.dumps(line))
         calls.clear()
         run.settle([])
-        run.write_manifest({"status": "finished"})
+        run.write_manifest(RUNNING)
     steps = [what for what, _ in calls]
     assert steps == ["sync file", "rename", "sync folder"] * 2
     assert [name for what, name in calls if what == "rename"] == [
@@ -104,7 +107,7 @@ def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monke
     real = os.write
     monkeypatch.setattr(os, "write", lambda number, data: real(number, data[:most]))
     with RunDir(tmp_path) as run:
-        run.begin({"status": "running"})
+        run.begin(RUNNING)
         run.append(json.dumps(RECORD))
     assert json.loads((tmp_path / "results.jsonl").read_text()) == RECORD
     with (tmp_path / "x").open("wb") as file:
@@ -259,11 +262,11 @@ def test_weights_that_were_replaced_are_noticed_without_loading_them(tmp_path: P
     (tmp_path / "w.pth").write_bytes(b"a")
     config = load_config(None, [f"model={{source: timm, name: x, weights: {tmp_path}/w.pth}}"]).config
     digest = "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"  # of "a"
-    told: dict[str, Any] = {"model": {"weights": str(tmp_path / "w.pth"), "weights_sha256": digest}}
+    told = RUNNING.model_copy(update={"model": Model(weights=str(tmp_path / "w.pth"), weights_sha256=digest)})
     assert job._same_files(config, told)
     (tmp_path / "w.pth").write_bytes(b"b")
     assert not job._same_files(config, told)
-    assert job._same_files(config, {"model": {"weights": "none", "weights_sha256": None}})
+    assert job._same_files(config, RUNNING.model_copy(update={"model": Model(weights="none")}))
 
 
 def test_the_run_folder_itself_is_never_removed(tmp_path: Path) -> None:
@@ -278,7 +281,7 @@ def test_what_a_killed_run_left_half_written_is_swept(tmp_path: Path, status: st
     left.touch()
     (tmp_path / "run.json").write_text(json.dumps({**TOLD, "status": status}))
     with RunDir(tmp_path) as run:
-        run.begin({"status": "running"})
+        run.begin(RUNNING)
     assert left.exists() is (status != "running")
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from camcli.config.schema import RunConfig
     from camcli.engine.methods import Method
     from camcli.models.loaded import Entry
-    from camcli.pipeline.stopwatch import Step
     from camcli.records import Failure, RunReport
     from camcli.results.status import Status
 
@@ -193,13 +192,14 @@ def _print_counts(report: RunReport) -> None:
     say(f"{report.out}: overlays/, reports/, results.jsonl, run.json")
 
 
-def print_profile(seconds: dict[Step, float], whole: float) -> None:
+def print_profile(profile: Mapping[str, float], whole: float) -> None:
     """Where the time of a run of `whole` seconds went."""
     from rich.console import Console
     from rich.table import Table
 
     from camcli.pipeline.stopwatch import STEPS, bottleneck, start
 
+    seconds = {step: profile.get(step, 0.0) for step in STEPS}
     bound = bottleneck(seconds, whole)
     if _Talk.as_json:
         say(f"{bound} bounds the run", "profile", seconds=seconds, bound=bound)

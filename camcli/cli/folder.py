@@ -38,10 +38,10 @@ def merge(
 
     manifest = join(out)
     if json_:
-        console.print_json(manifest)
+        console.print_json(manifest.as_json())
     else:
-        counts = manifest["counts"]
-        console.say(f"{out}: {counts['done']} images explained, {counts['failed']} failed, in one results.jsonl")
-        for line in console.evidence_lines(manifest["without_evidence"], manifest["config"]["targets"]["above"]):
+        counts = manifest.counts
+        console.say(f"{out}: {counts.done} images explained, {counts.failed} failed, in one results.jsonl")
+        for line in console.evidence_lines(manifest.without_evidence, manifest.above):
             console.say(line)
-    raise typer.Exit(manifest["exit_code"])
+    raise typer.Exit(manifest.exit_code)

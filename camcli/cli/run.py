@@ -7,7 +7,7 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from camcli.config.file import LoadedConfig
     from camcli.pipeline.job import Job
     from camcli.records import RunReport
+    from camcli.results.manifest import Manifest
     from camcli.results.resume import Policy
 
 RUN_EXAMPLES = (
@@ -233,21 +234,21 @@ def _run(job: Job, options: RunOptions) -> int:
     if options.junit:
         from camcli.results.junit import write_junit
 
-        write_junit(options.junit, [item.id for item in job.mine], job.ledger().entries)
+        write_junit(options.junit, [item.id for item in job.mine], job.earlier())
     if options.json_:
-        console.print_json(manifest)
+        console.print_json(manifest.as_json())
     if not options.quiet and ended is None:
-        console.print_notes(manifest["notes"])
+        console.print_notes(manifest.notes)
     if not options.quiet or report.failed:
         console.print_summary(report, ended is not None, job.config.targets.above)
         if not console.is_json():
             console.print_skipped(report.skipped_files, bool(options.ext))
     if options.profile and ended is None:
-        console.print_profile(manifest["profile"], report.seconds)
+        console.print_profile(manifest.profile, report.seconds)
     return report.exit_code
 
 
-def _perform(job: Job, options: RunOptions) -> tuple[RunReport, dict[str, Any]]:
+def _perform(job: Job, options: RunOptions) -> tuple[RunReport, Manifest]:
     """Run with progress on standard error, stopping on signals; returns the report and the manifest."""
     from camcli.cli.progress import Progress
     from camcli.pipeline.interrupt import Interrupt

@@ -12,11 +12,12 @@ from camcli.config.schema import RunConfig
 from camcli.images.find import Item, state_of
 from camcli.models.labels import read_labels
 from camcli.records import RunReport
-from camcli.results import manifest
+from camcli.results import counts
 from camcli.results.fingerprint import SHORT, labels_hash, same_request
-from camcli.results.ledger import Ledger, read_ledger
+from camcli.results.ledger import Ledger
+from camcli.results.manifest import Manifest, listing
 from camcli.results.resume import Plan, Policy, plan
-from camcli.results.rundir import read_manifest, results_file
+from camcli.results.run import Run, run_in
 from camcli.results.shard import Shard
 from camcli.results.versions import versions
 
@@ -48,52 +49,47 @@ class Job:
         """What the files of this part are called by."""
         return self.shard.suffix if self.shard else ""
 
-    def ledger(self) -> Ledger:
-        """The records that are there."""
-        return read_ledger(results_file(self.out, self.suffix))
+    def earlier(self) -> Run:
+        """What an earlier run has left there."""
+        return run_in(self.out, self.suffix)
 
 
-def settled(job: Job) -> tuple[RunReport, manifest.Manifest] | None:
+def settled(job: Job) -> tuple[RunReport, Manifest] | None:
     """How the last run ended, when it was this very job and nothing is left to do; needs neither torch nor the lock."""
-    found = read_manifest(job.out, job.suffix)
-    if job.policy.fresh or found is None or not _same_job(job, found):
+    run = job.earlier()
+    told = run.manifest
+    if job.policy.fresh or told.precision is None or not _same_job(job, told):
         return None
-    ledger = job.ledger()
-    if not ledger.clean or any(e.fingerprint != found["fingerprint"][:SHORT] for e in ledger.entries.values()):
+    ledger = run.ledger
+    if not ledger.clean or any(e.fingerprint != told.fingerprint[:SHORT] for e in ledger.entries.values()):
         return None
     work = plan(job.mine, ledger, job.out, job.policy)
-    used = found["precision"]["used"]
-    return None if work.todo or work.vanished else (_report(job, work, ledger, used), found)
+    return None if work.todo or work.vanished else (_report(job, work, ledger, told.precision.used), told)
 
 
-def _same_job(job: Job, found: manifest.Manifest) -> bool:
+def _same_job(job: Job, told: Manifest) -> bool:
     """Whether a finished run had the same images, settings, weights, labels and libraries."""
-    try:
-        return bool(
-            found["status"] == "finished"
-            and same_request(found["config"], job.config.model_dump(mode="json"))
-            and found["inputs"] == manifest.listing(job.items, job.asked)
-            and found["versions"] == versions()
-            and _same_files(job.config, found)
-        )
-    except (KeyError, TypeError, AttributeError):
-        return False
+    return (
+        told.status == "finished"
+        and not told.strange
+        and same_request(told.config, job.config.model_dump(mode="json"))
+        and told.inputs == listing(job.items, job.asked)
+        and told.versions == versions()
+        and _same_files(job.config, told)
+    )
 
 
-def _same_files(config: RunConfig, found: manifest.Manifest) -> bool:
-    labels, weights = config.model.labels, found["model"]["weights"]
-    if (
-        labels
-        and labels_hash(read_labels(Path(os.path.expanduser(labels)))) != found["identity"]["model"]["labels_sha256"]
-    ):
+def _same_files(config: RunConfig, told: Manifest) -> bool:
+    labels, weights = config.model.labels, told.model.weights
+    if labels and labels_hash(read_labels(Path(os.path.expanduser(labels)))) != told.labels_sha256:
         return False
     state = None if weights == "none" else state_of(Path(weights))
-    return bool((state.sha256 if state else None) == found["model"]["weights_sha256"])
+    return (state.sha256 if state else None) == told.model.weights_sha256
 
 
 def _report(job: Job, work: Plan, ledger: Ledger, precision: str) -> RunReport:
     kept = [ledger.entries[name] for name in work.kept]
-    failures = manifest.failures(kept)
+    failures = counts.failures(kept)
     failed = failures.total()
     return RunReport(
         done=len(work.kept) - failed,
@@ -104,7 +100,7 @@ def _report(job: Job, work: Plan, ledger: Ledger, precision: str) -> RunReport:
         exit_code=1 if failed else 0,
         failures=dict(sorted(failures.items())),
         kept=len(work.kept),
-        without_evidence=manifest.without_evidence(kept, job.config.targets.above),
-        redone=manifest.redone(kept, precision),
+        without_evidence=counts.without_evidence(kept, job.config.targets.above),
+        redone=counts.redone(kept, precision),
         skipped_files=dict(job.skipped_files),
     )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from camcli.models.source import load_model
 from camcli.pipeline.engines import redo_size
 from camcli.pipeline.limits import usable_cores
 from camcli.pipeline.stopwatch import Stopwatch
+from camcli.results.manifest import Manifest
 from camcli.results.versions import versions
 
 PROBED = 16
@@ -73,7 +73,7 @@ def prepare(
     config: RunConfig,
     items: Sequence[Item],
     offline: bool = False,
-    earlier: Mapping[str, Any] | None = None,
+    earlier: Manifest | None = None,
     batch_size: int | None = None,
     precision: Choice | None = None,
 ) -> Prepared:
@@ -116,13 +116,12 @@ def _engine(config: RunConfig, device: torch.device, offline: bool) -> tuple[Eng
     return Engine(model, layers, methods, device, "fp32", config.options, config.smoothing, contrast), layers
 
 
-def _precision(config: RunConfig, engine: Engine, items: Sequence[Item], earlier: Mapping[str, Any] | None) -> Choice:
+def _precision(config: RunConfig, engine: Engine, items: Sequence[Item], earlier: Manifest | None) -> Choice:
     asked = config.runtime.precision
     if asked != "auto":
         return Choice(asked, "as asked")
-    if earlier and "precision" in earlier:
-        known = earlier["precision"]
-        return Choice(known["used"], known["why"], Guard(**known["guard"]) if known.get("guard") else None)
+    if earlier and (known := earlier.precision):
+        return Choice(known.used, known.why, Guard(known.guard.logits, known.guard.maps) if known.guard else None)
     choose = chooser(config.targets, engine.model.labels)
     return choose_precision(engine, len(items), lambda: _some_inputs(items, engine.model.preprocess), choose)
 
@@ -141,12 +140,12 @@ def _some_inputs(items: Sequence[Item], preprocess: Preprocess) -> Tensor:
     return torch.from_numpy(np.stack(found)) if found else torch.empty(0)
 
 
-def _batch_size(config: RunConfig, engine: Engine, images: int, at_once: int, earlier: Mapping[str, Any] | None) -> int:
+def _batch_size(config: RunConfig, engine: Engine, images: int, at_once: int, earlier: Manifest | None) -> int:
     asked = config.runtime.batch_size
     if asked != "auto":
         return even_batches(images, asked, at_once)
-    if earlier and "batch_size" in earlier and earlier["inputs"]["images"] == images:
-        return int(earlier["batch_size"])
+    if earlier and earlier.batch_size and earlier.inputs.images == images:
+        return earlier.batch_size
     return even_batches(images, find_batch_size(engine, images // at_once), at_once)
 
 

@@ -20,10 +20,12 @@ from camcli.pipeline.recorder import Recorder
 from camcli.pipeline.stages import outcomes
 from camcli.pipeline.workers import Task, in_processes
 from camcli.records import SCHEMA_VERSION, RunReport
-from camcli.results import manifest
+from camcli.results import counts
 from camcli.results.fingerprint import fingerprint, identity, same_request
+from camcli.results.manifest import NOT_BEGUN, Manifest, Model, Precision, ended, libraries, listing, part, running
 from camcli.results.merge import refuse_another_run
-from camcli.results.resume import Plan, plan, refuse_another_config, refuse_other_names, refuse_strange
+from camcli.results.resume import Plan, plan, refuse_another_config, refuse_other_names
+from camcli.results.run import refuse_strange
 from camcli.results.rundir import RunDir
 from camcli.results.versions import versions
 
@@ -35,7 +37,7 @@ class Outcome:
     """How a run ended, and the manifest that it left in run.json."""
 
     report: RunReport
-    manifest: manifest.Manifest
+    manifest: Manifest
 
 
 def perform(
@@ -49,42 +51,46 @@ def perform(
     started, clock, progress = datetime.now(UTC), time.monotonic(), progress or Silent()
     with RunDir(job.out, job.suffix) as folder, quiet_decoders():
         if not job.policy.fresh:
+            refuse_strange(folder.earlier)
             refuse_other_names(job.out, job.items, folder.ledger)
         ready = prepared or prepare(job.config, job.items, job.offline, _earlier(job, folder))
         ready.start_clock()
         settings = _settings(job, ready, started)
-        recorder = Recorder(folder, settings["fingerprint"], job.policy.max_errors)
+        recorder = Recorder(folder, settings.fingerprint, job.policy.max_errors)
 
         def stopped() -> bool:
             return bool(interrupt and interrupt.exit_code) or recorder.too_many
 
         _refuse_to_split(job, len(ready.devices))
         work = _planned(job, folder, settings)
-        settings["libraries"] = manifest.libraries(folder.ledger.entries.values(), folder.earlier, settings["versions"])
+        settings = _with_libraries(settings, folder)
         if interrupt:
             interrupt.begin(_FINISHING.format(len(ready.devices) * len(ready.engines)))
-        folder.begin(manifest.opening(settings))
+        folder.begin(running(settings))
         progress.begin(len(work.kept) + len(work.todo), len(work.kept))
-        backend = _backend(job, ready, folder, settings["fingerprint"], work)
+        backend = _backend(job, ready, folder, settings.fingerprint, work)
         with closing(backend(work.todo, stopped)) as found:
             recorder.record(found, progress.advance)
         folder.settle([item.id for item in job.mine], work.vanished)
         seconds = round(time.monotonic() - clock, 3)
         code = interrupt.exit_code if interrupt else 0
         summary = _summary(job, work, recorder, ready.precision.used, seconds, code)
-        ended = manifest.closing(settings, summary, folder.ledger.entries, bool(interrupt and interrupt.exit_code))
-        ended["libraries"] = manifest.libraries(folder.ledger.entries.values(), folder.earlier, settings["versions"])
-        ended["profile"] = ready.stopwatch.rounded()
-        folder.write_manifest(ended)
-    return Outcome(summary, ended)
+        told = ended(settings, summary, folder.ledger.entries, bool(interrupt and interrupt.exit_code))
+        told = _with_libraries(told, folder).model_copy(update={"profile": ready.stopwatch.rounded()})
+        folder.write_manifest(told)
+    return Outcome(summary, told)
 
 
-def _earlier(job: Job, folder: RunDir) -> manifest.Manifest | None:
+def _earlier(job: Job, folder: RunDir) -> Manifest | None:
     """The manifest of the last run into the folder if the same config was requested, so that its choices hold on."""
-    found = folder.earlier
-    if found is None or job.policy.fresh or not isinstance(found.get("config"), dict):
-        return None
-    return found if same_request(found["config"], job.config.model_dump(mode="json")) else None
+    told = folder.earlier.manifest
+    same = not job.policy.fresh and same_request(told.config, job.config.model_dump(mode="json"))
+    return told if same else None
+
+
+def _with_libraries(told: Manifest, folder: RunDir) -> Manifest:
+    known = libraries(folder.ledger.entries.values(), folder.earlier.manifest, told.versions)
+    return told.model_copy(update={"libraries": known})
 
 
 def _backend(job: Job, ready: Prepared, folder: RunDir, fingerprint: str, work: Plan) -> Backend:
@@ -103,13 +109,12 @@ def _refuse_to_split(job: Job, devices: int) -> None:
         raise ConfigError(f"overlay.scale run compares all images, so it cannot be split {split}")
 
 
-def _planned(job: Job, folder: RunDir, settings: dict[str, Any]) -> Plan:
+def _planned(job: Job, folder: RunDir, settings: Manifest) -> Plan:
     """What is left to do, once it is clear that what is there may be kept; raises ConfigError otherwise."""
     if job.policy.fresh:
         folder.start_over()
-    refuse_strange(job.out, folder.ledger)
-    if not job.policy.fresh and not job.policy.keep_going:
-        refuse_another_config(job.out, folder.ledger, folder.earlier, settings["identity"], settings["fingerprint"])
+    elif not job.policy.keep_going:
+        refuse_another_config(folder.earlier, settings)
         if job.shard:
             refuse_another_run(job.out, job.shard, settings)
     work = plan(job.mine, folder.ledger, job.out, job.policy)
@@ -120,7 +125,7 @@ def _planned(job: Job, folder: RunDir, settings: dict[str, Any]) -> Plan:
 
 def _summary(job: Job, work: Plan, recorder: Recorder, precision: str, seconds: float, interrupted: int) -> RunReport:
     recorded = [recorder.folder.ledger.entries[name] for name in (*work.kept, *recorder.seen)]
-    failures = manifest.failures(recorded)
+    failures = counts.failures(recorded)
     records = recorder.folder.ledger.entries.values()
     return RunReport(
         done=len(recorded) - failures.total(),
@@ -132,14 +137,14 @@ def _summary(job: Job, work: Plan, recorder: Recorder, precision: str, seconds: 
         failures=dict(sorted(failures.items())),
         kept=len(work.kept),
         vanished=len(work.vanished),
-        redone=manifest.redone(recorded, precision),
+        redone=counts.redone(recorded, precision),
         foreign=sum(entry.fingerprint != recorder.fingerprint for entry in records),
-        without_evidence=manifest.without_evidence(recorded, job.config.targets.above),
+        without_evidence=counts.without_evidence(recorded, job.config.targets.above),
         skipped_files=dict(job.skipped_files),
     )
 
 
-def _settings(job: Job, ready: Prepared, started: datetime) -> dict[str, Any]:
+def _settings(job: Job, ready: Prepared, started: datetime) -> Manifest:
     """What is known of a run before it begins."""
     model, config = ready.model, job.config.model_dump(mode="json")
     taps = [[asdict(tap) for tap in layer.taps] for layer in ready.layers]
@@ -150,27 +155,28 @@ def _settings(job: Job, ready: Prepared, started: datetime) -> dict[str, Any]:
     used = {**config, "runtime": {**config["runtime"], **chosen}}
     options = {name: told.model_dump(mode="json") for name, told in ready.engines[0].options.items()}
     who = identity(used, model.weights_sha256, model.labels, taps, preprocess, options, SCHEMA_VERSION)
-    found = {
-        "schema_version": manifest.VERSION,
-        "started": started.isoformat(timespec="seconds"),
-        "fingerprint": fingerprint(who),
-        "identity": who,
-        "config": config,
-        "inputs": manifest.listing(job.items, job.asked),
-        "model": {
-            "source": model.source,
-            "name": model.name,
-            "weights": model.weights,
-            "weights_sha256": model.weights_sha256,
-            "classes": len(model.labels),
-            "activation": model.activation,
-        },
-        "input": preprocess,
-        "layers": taps,
-        "notes": [layer.note for layer in ready.layers if layer.note],
-        "device": ", ".join(map(str, ready.devices)),
-        "precision": asdict(ready.precision),
-        "batch_size": ready.batch_size,
-        "versions": versions(),
-    }
-    return {**found, "shard": manifest.part(job.items, job.shard)} if job.shard else found
+    found = Manifest(
+        schema_version=SCHEMA_VERSION,
+        status=NOT_BEGUN,
+        started=started.isoformat(timespec="seconds"),
+        fingerprint=fingerprint(who),
+        identity=who,
+        config=config,
+        inputs=listing(job.items, job.asked),
+        model=Model(
+            source=model.source,
+            name=model.name,
+            weights=model.weights,
+            weights_sha256=model.weights_sha256,
+            classes=len(model.labels),
+            activation=model.activation,
+        ),
+        input=who["input"],
+        layers=who["layer"],
+        notes=[layer.note for layer in ready.layers if layer.note],
+        device=", ".join(map(str, ready.devices)),
+        precision=Precision(**asdict(ready.precision)),
+        batch_size=ready.batch_size,
+        versions=versions(),
+    )
+    return found.model_copy(update={"shard": part(job.items, job.shard)}) if job.shard else found

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
 from camcli.errors import OutputError
 from camcli.results.ledger import Entry
+from camcli.results.run import Run
 from camcli.results.storage import write_atomic
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def write_junit(path: Path, ids: Iterable[str], entries: Mapping[str, Entry]) -> None:
+def write_junit(path: Path, ids: Iterable[str], run: Run) -> None:
     """Write how each image ended: passed, failed with its stage and message, or skipped; raises OutputError."""
-    cases = [_case(name, entries.get(name)) for name in ids]
+    cases = [_case(name, run.ledger.entries.get(name)) for name in ids]
     suite = ElementTree.Element("testsuite", name="camcli", tests=str(len(cases)), errors="0")
     suite.set("failures", str(sum(case.find("failure") is not None for case in cases)))
     suite.set("skipped", str(sum(case.find("skipped") is not None for case in cases)))

@@ -93,7 +93,7 @@ def _read(ledger: Ledger, line: bytes) -> None:
     record = _parsed(line)
     version = record.get("schema_version")
     if type(version) is int and version > SCHEMA_VERSION:
-        ledger.strange = f"records of schema {version}, which a newer camcli wrote"
+        ledger.strange = strange_schema("records", version)
     try:
         if type(version) is not int or version != SCHEMA_VERSION:
             raise ValueError(f"no record of this version: {version}")
@@ -101,6 +101,13 @@ def _read(ledger: Ledger, line: bytes) -> None:
     except (ValueError, KeyError, TypeError, AttributeError):
         ledger.clean = False
     ledger.clean &= _is_canonical(line)
+
+
+def strange_schema(what: str, version: int) -> str:
+    """What to say of something of another schema, empty for this camcli's own."""
+    if version == SCHEMA_VERSION:
+        return ""
+    return f"{what} of schema {version}, which {'a newer' if version > SCHEMA_VERSION else 'an older'} camcli wrote"
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

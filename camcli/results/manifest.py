@@ -1,54 +1,238 @@
-"""What run.json says: settings and surroundings of a run, and how it ended."""
+"""run.json, typed: settings and surroundings of a run, and how it ended."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from camcli.errors import ConfigError
 from camcli.images.find import Item, roots_of
-from camcli.records import RunReport
-from camcli.results import versions
-from camcli.results.ledger import Entry
+from camcli.records import SCHEMA_VERSION, RunReport
+from camcli.results import storage, versions
+from camcli.results.counts import precisions
+from camcli.results.ledger import Entry, strange_schema
 from camcli.results.shard import Shard
 
-VERSION = 1
+NOT_BEGUN = "not begun"
 
-Manifest = dict[str, Any]
+Count = Annotated[int, Field(ge=0)]
 
 
-def opening(settings: Mapping[str, Any]) -> Manifest:
+class _Section(BaseModel):
+    """Fields that a later camcli adds are kept; those that it leaves out have defaults."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, protected_namespaces=())
+
+
+class Inputs(_Section):
+    """Which images a run is about: what the user named, how many, a hash of their ids in order, and their roots."""
+
+    images: Count = 0
+    sha256: str = ""
+    names: list[str] = []
+    ext: list[str] | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
+    root: str | None = None
+    folder: str | None = None
+    roots: list[str] = []
+
+
+class Model(_Section):
+    """Which classifier; weights: where they came from, of which weights_sha256 is None for random ones."""
+
+    source: str = ""
+    name: str = ""
+    weights: str = ""
+    weights_sha256: str | None = None
+    classes: Count = 0
+    activation: str = "softmax"
+
+
+class Guard(_Section):
+    """What 16 bits were trusted with, as in `engine.precision`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    logits: float
+    maps: dict[str, float]
+
+
+class Precision(_Section):
+    """Of the forward pass, and why."""
+
+    used: Literal["fp32", "bf16", "fp16"]
+    why: str
+    guard: Guard | None = None
+
+
+class Counts(_Section):
+    """How the images of a run ended."""
+
+    done: Count = 0
+    failed: Count = 0
+    skipped: Count = 0
+
+
+class Resumed(_Section):
+    """kept: images that an earlier run had explained. vanished: images of an earlier run whose files are gone."""
+
+    kept: Count = 0
+    vanished: Count = 0
+
+
+class Part(_Section):
+    """Part `index` of `count`; positions: of its images in the order of all."""
+
+    index: int
+    count: int
+    positions: list[int]
+
+
+class Manifest(_Section):
+    """What run.json says, in reading order.
+
+    status: running, finished, interrupted, stopped, or `not begun` where there is no run. layers: for each layer, the
+    taps that it is read from. precision, batch_size: what was chosen, None where that is not known. libraries: the
+    versions that made the records, by the key that records bear. config: as requested. identity: what decides about
+    results, of which `fingerprint` is the hash.
+    """
+
+    schema_version: int
+    status: str
+    started: str = ""
+    seconds: float = 0.0
+    exit_code: int = 0
+    counts: Counts = Counts()
+    failures: dict[str, int] = {}
+    without_evidence: dict[str, int] = {}
+    model: Model = Model()
+    layers: list[list[dict[str, Any]]] = []
+    notes: list[str] = []
+    inputs: Inputs = Inputs()
+    skipped_files: dict[str, int] = {}
+    resumed: Resumed = Resumed()
+    shard: Part | None = None
+    device: str = ""
+    precision: Precision | None = None
+    precisions: dict[str, int] = {}
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    profile: dict[str, float] = {}
+    process: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    libraries: dict[str, dict[str, str]] = {}
+    input: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    fingerprint: str = ""
+    fingerprints: dict[str, int] = {}
+    identity: dict[str, Any] = {}
+
+    @property
+    def strange(self) -> str:
+        """What this camcli cannot read in it, empty for nothing."""
+        return strange_schema("a manifest", self.schema_version)
+
+    @property
+    def labels_sha256(self) -> str:
+        """Hash of the labels that the model had, empty where that is not known."""
+        model = self.identity.get("model")
+        return str(model.get("labels_sha256", "")) if isinstance(model, Mapping) else ""
+
+    @property
+    def above(self) -> float | None:
+        """What `targets.above` was, None where classes were chosen otherwise."""
+        targets = self.config.get("targets")
+        above = targets.get("above") if isinstance(targets, Mapping) else None
+        return above if isinstance(above, float) else None
+
+    def as_json(self) -> dict[str, Any]:
+        """What was said, as plain JSON values in reading order."""
+        return self.model_dump(exclude_unset=True)
+
+
+NOTHING = Manifest(schema_version=SCHEMA_VERSION, status=NOT_BEGUN)
+
+
+def manifest_file(path: Path, suffix: str = "") -> Path:
+    """Where the manifest of a run, or of the part called `suffix`, is."""
+    return path / f"run{suffix}.json"
+
+
+def read_manifest(path: Path, suffix: str = "") -> Manifest:
+    """The manifest in the run folder `path`, NOTHING where there is none.
+
+    Raises OutputError for a file that cannot be read, and ConfigError for one that camcli did not write.
+    """
+    file = manifest_file(path, suffix)
+    if not os.path.lexists(file):
+        return NOTHING
+    with storage.fatal(file, "read"):
+        data = storage.read_regular(file)
+    try:
+        return parsed(data)
+    except ValueError as error:
+        raise ConfigError(f"{file}: is no manifest that camcli wrote: {error}") from None
+
+
+def parsed(data: bytes) -> Manifest:
+    """The manifest in `data`; raises ValueError with the reason where it is none."""
+    try:
+        found = json.loads(data)
+        json.dumps(found, allow_nan=False)
+        return Manifest.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        raise ValueError(f"{place}: {first['msg'].lower()}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"no JSON: {error}") from None
+
+
+def running(settings: Manifest) -> Manifest:
     """The manifest while the run is on its way."""
-    return {**settings, "status": "running", "process": {"pid": os.getpid(), "host": socket.gethostname()}}
+    process = {"pid": os.getpid(), "host": socket.gethostname()}
+    return settings.model_copy(update={"status": "running", "process": process})
 
 
-def closing(
-    settings: Mapping[str, Any], report: RunReport, entries: Mapping[str, Entry], interrupted: bool
-) -> Manifest:
+def ended(settings: Manifest, report: RunReport, entries: Mapping[str, Entry], interrupted: bool) -> Manifest:
     """The manifest at the end; `entries` are all the records in the folder."""
     unfinished = "interrupted" if interrupted else "stopped"
-    return {
-        **settings,
-        "status": unfinished if report.skipped else "finished",
-        "seconds": report.seconds,
-        "exit_code": report.exit_code,
-        "counts": {"done": report.done, "failed": report.failed, "skipped": report.skipped},
-        "failures": report.failures,
-        "without_evidence": report.without_evidence,
-        "skipped_files": report.skipped_files,
-        "fingerprints": dict(sorted(Counter(entry.fingerprint for entry in entries.values()).items())),
-        "precisions": precisions(entries.values()),
-        "resumed": {"kept": report.kept, "vanished": report.vanished},
-    }
+    return settings.model_copy(
+        update={
+            "status": unfinished if report.skipped else "finished",
+            "seconds": report.seconds,
+            "exit_code": report.exit_code,
+            "counts": Counts(done=report.done, failed=report.failed, skipped=report.skipped),
+            "failures": report.failures,
+            "without_evidence": report.without_evidence,
+            "skipped_files": report.skipped_files,
+            "fingerprints": dict(sorted(Counter(entry.fingerprint for entry in entries.values()).items())),
+            "precisions": precisions(entries.values()),
+            "resumed": Resumed(kept=report.kept, vanished=report.vanished),
+        }
+    )
 
 
-def listing(items: Sequence[Item], asked: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Which images a run is about: what the user named, how many, a hash of their ids in order, and their roots."""
+def libraries(entries: Iterable[Entry], earlier: Manifest, current: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The versions that made `entries`, by their key; earlier: the manifest of the run before.
+
+    Records of a camcli that kept no versions with each have the key ``, and are of the run before.
+    """
+    known = {"": earlier.versions, **earlier.libraries, versions.key(): dict(current)}
+    return {key: known.get(key, {}) for key in sorted({entry.versions for entry in entries})}
+
+
+def listing(items: Sequence[Item], asked: Mapping[str, Any] | None) -> Inputs:
+    """Which images a run is about; asked: what the user named."""
     found = {"images": len(items), "sha256": ids_hash(item.id for item in items), "roots": roots_of(items)}
-    return {**(asked or {}), **found}
+    return Inputs.model_validate({**(asked or {}), **found})
 
 
 def ids_hash(ids: Iterable[str]) -> str:
@@ -59,62 +243,7 @@ def ids_hash(ids: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def part(items: Sequence[Item], shard: Shard) -> dict[str, Any]:
-    """Which of all images belong to a part, as positions in their order."""
+def part(items: Sequence[Item], shard: Shard) -> Part:
+    """Which of all images belong to a part."""
     positions = [position for position, item in enumerate(items) if shard.has(item.id)]
-    return {"index": shard.index, "count": shard.count, "positions": positions}
-
-
-def libraries(entries: Iterable[Entry], earlier: Manifest | None, current: Mapping[str, str]) -> dict[str, Any]:
-    """The versions that made `entries`, by their key; earlier: the manifest of the run before, if there is one.
-
-    Records of a camcli that kept no versions with each have the key ``, and are of the run before.
-    """
-    known: dict[str, Any] = {versions.key(): dict(current)}
-    if earlier:
-        known = {"": earlier["versions"], **earlier.get("libraries", {}), **known}
-    return {key: known.get(key, {}) for key in sorted({entry.versions for entry in entries})}
-
-
-def precisions(entries: Iterable[Entry]) -> dict[str, int]:
-    """How many images were explained in which precision."""
-    return dict(sorted(Counter(entry.precision for entry in entries if entry.precision).items()))
-
-
-def redone(entries: Iterable[Entry], precision: str) -> int:
-    """How many images of a run in `precision` were explained again in fp32."""
-    return 0 if precision == "fp32" else precisions(entries).get("fp32", 0)
-
-
-def failures(entries: Iterable[Entry]) -> Counter[str]:
-    """How many images failed, by kind."""
-    return Counter(entry.kind for entry in entries if not entry.done)
-
-
-def without_evidence(entries: Iterable[Entry], above: float | None) -> dict[str, int]:
-    """How many images were explained with little to see: only kinds that there are.
-
-    No class reached `above`, and so, no_heatmap: there is none; no_class: only those that need no class; below: of the
-    most probable class. empty: no heatmap has any evidence.
-    """
-    found = Counter(kind for entry in entries if entry.done and (kind := _lack(entry, above)))
-    return dict(sorted(found.items()))
-
-
-def _lack(entry: Entry, above: float | None) -> str:
-    if not entry.heatmaps:
-        return "no_heatmap"
-    if entry.heatmaps == entry.empty:
-        return "empty"
-    if above is None or entry.likeliest >= above:
-        return ""
-    return "below" if entry.classes else "no_class"
-
-
-def threshold(found: Manifest) -> float | None:
-    """What `targets.above` was in the run of a manifest, whatever else stands in it."""
-    try:
-        above = found["config"]["targets"]["above"]
-    except (KeyError, TypeError):
-        return None
-    return above if isinstance(above, float) else None
+    return Part(index=shard.index, count=shard.count, positions=positions)

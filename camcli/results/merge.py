@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from camcli.errors import ConfigError, IncompleteError
-from camcli.results import manifest
 from camcli.results.fingerprint import differences
-from camcli.results.ledger import Ledger, line_of, read_ledger
-from camcli.results.resume import refuse_another_config, refuse_strange
-from camcli.results.rundir import RunDir, read_manifest, results_file
+from camcli.results.ledger import line_of
+from camcli.results.manifest import NOTHING, Manifest, ids_hash
+from camcli.results.resume import refuse_another_config
+from camcli.results.run import Run, refuse_strange, results_file, run_in
+from camcli.results.rundir import RunDir
 from camcli.results.shard import Shard
 
 _SUMMED = ("failures", "without_evidence", "fingerprints", "resumed", "counts", "profile", "precisions")
@@ -25,16 +25,16 @@ class Part:
     """A part that is finished: ids in the order of its positions."""
 
     shard: Shard
-    manifest: manifest.Manifest
-    ledger: Ledger
+    run: Run
 
     @property
     def places(self) -> Iterator[tuple[int, str]]:
         """(position in the whole run, id)."""
-        return zip(self.manifest["shard"]["positions"], self.ledger.entries, strict=False)
+        positions = self.run.manifest.shard.positions if self.run.manifest.shard else ()
+        return zip(positions, self.run.ledger.entries, strict=False)
 
 
-def merge(out: Path) -> manifest.Manifest:
+def merge(out: Path) -> Manifest:
     """Write results.jsonl and run.json from the parts in `out`, and return the manifest.
 
     Raises IncompleteError that names each part that is missing or unfinished, and ConfigError for parts of
@@ -42,12 +42,13 @@ def merge(out: Path) -> manifest.Manifest:
     """
     _finished(out)
     with RunDir(out, kind="merge") as folder:
-        parts = _parts(out)
+        parts = _finished(out)
+        for run in (folder.earlier, *(part.run for part in parts)):
+            refuse_strange(run)
         _check_alike(out, parts)
-        first = parts[0].manifest
-        refuse_another_config(out, folder.ledger, folder.earlier, first["identity"], first["fingerprint"])
-        folder.replace_results(_lines(out, parts))
-        joined = _joined([part.manifest for part in parts])
+        refuse_another_config(folder.earlier, parts[0].run.manifest)
+        folder.replace_results(_lines(parts))
+        joined = _joined([part.run.manifest for part in parts])
         folder.write_manifest(joined)
     return joined
 
@@ -64,90 +65,88 @@ def shards_in(out: Path) -> list[Shard]:
     return shards
 
 
-def _parts(out: Path) -> list[Part]:
+def _finished(out: Path) -> list[Part]:
     """Raises ConfigError where there are none and IncompleteError where they are not all finished."""
-    parts = [Part(shard, found, read_ledger(results_file(out, shard.suffix))) for shard, found in _finished(out)]
-    for part in parts:
-        refuse_strange(out, part.ledger)
-    return parts
-
-
-def _finished(out: Path) -> list[tuple[Shard, manifest.Manifest]]:
     begun = shards_in(out)
     if not begun:
         raise ConfigError(f"{out}: holds no parts of a run; they are made with `camcli run --shard I/N`")
     count = begun[0].count
-    found = [(shard, read_manifest(out, shard.suffix)) for shard in (Shard(i, count) for i in range(1, count + 1))]
-    finished = [(shard, told) for shard, told in found if told and told.get("status") == "finished"]
-    if len(finished) < count:
-        ended = dict(finished)
-        missing = [f"{s} ({t.get('status') if t else 'not begun'})" for s, t in found if s not in ended]
+    parts = [Part(shard, run_in(out, shard.suffix)) for shard in (Shard(i, count) for i in range(1, count + 1))]
+    missing = [f"{p.shard} ({p.run.manifest.status})" for p in parts if p.run.manifest.status != "finished"]
+    if missing:
         raise IncompleteError(f"{out}: parts are missing: {', '.join(missing)}; run each with --shard I/{count}")
-    return finished
+    return parts
 
 
-def refuse_another_run(out: Path, shard: Shard, settings: manifest.Manifest) -> None:
+def refuse_another_run(out: Path, shard: Shard, settings: Manifest) -> None:
     """Raises ConfigError where another part in `out` was made with another config than `settings`."""
-    for other in shards_in(out):
-        told = read_manifest(out, other.suffix) if other != shard else None
-        if told and told["inputs"].get("roots") != settings["inputs"]["roots"]:
+    others = [Part(other, run_in(out, other.suffix)) for other in shards_in(out) if other != shard]
+    for other in others:
+        told = other.run.manifest
+        if told == NOTHING:
+            continue
+        if told.inputs.roots != settings.inputs.roots:
             raise ConfigError(
-                f"{out}: part {other} is about images below {', '.join(told['inputs'].get('roots', []))}, and this one "
-                f"about images below {', '.join(settings['inputs']['roots'])}; choose another --out, or give the same "
-                "inputs"
+                f"{out}: part {other.shard} is about images below {', '.join(told.inputs.roots)}, and this one "
+                f"about images below {', '.join(settings.inputs.roots)}; choose another --out, or give the same inputs"
             )
-        if told and told.get("fingerprint") != settings["fingerprint"]:
+        if told.fingerprint != settings.fingerprint:
             raise ConfigError(
-                f"{_unlike(out, settings, other, told)}\nall parts of a run have one config: choose another --out, or "
+                f"{_unlike(out, settings, other)}\nall parts of a run have one config: choose another --out, or "
                 "start every part over with --fresh"
             )
 
 
 def _check_alike(out: Path, parts: Sequence[Part]) -> None:
     """Raises ConfigError unless all parts had the same settings and images, which together are complete."""
-    first = parts[0].manifest
+    first = parts[0].run.manifest
     for part in parts[1:]:
-        if part.manifest["fingerprint"] != first["fingerprint"]:
-            raise ConfigError(_unlike(out, first, part.shard, part.manifest))
-        if _images(part.manifest) != _images(first):
+        if part.run.manifest.fingerprint != first.fingerprint:
+            raise ConfigError(_unlike(out, first, part))
+        if _images(part.run.manifest) != _images(first):
             raise ConfigError(f"{out}: part {part.shard} found other images than the first; run it again")
     places = sorted(place for part in parts for place in part.places)
     complete = [position for position, _ in places] == list(range(len(places)))
-    if not complete or manifest.ids_hash(name for _, name in places) != first["inputs"]["sha256"]:
+    if not complete or ids_hash(name for _, name in places) != first.inputs.sha256:
         raise IncompleteError(f"{out}: the parts' records do not cover each image once; run them again")
 
 
-def _images(told: manifest.Manifest) -> list[Any]:
-    return [told["inputs"].get(field) for field in ("images", "sha256", "roots")]
+def _images(told: Manifest) -> tuple[int, str, list[str]]:
+    return told.inputs.images, told.inputs.sha256, told.inputs.roots
 
 
-def _unlike(out: Path, settings: manifest.Manifest, other: Shard, told: manifest.Manifest) -> str:
-    changes = "".join(f"\n  {line}" for line in differences(settings["identity"], told["identity"]))
-    return f"{out}: part {other} was made with another config:{changes}"
+def _unlike(out: Path, settings: Manifest, other: Part) -> str:
+    changes = "".join(f"\n  {line}" for line in differences(settings.identity, other.run.manifest.identity))
+    return f"{out}: part {other.shard} was made with another config:{changes}"
 
 
-def _lines(out: Path, parts: Sequence[Part]) -> Iterator[bytes]:
+def _lines(parts: Sequence[Part]) -> Iterator[bytes]:
     """All records in the order of the whole run."""
     places = sorted((position, number, name) for number, part in enumerate(parts) for position, name in part.places)
-    files = [results_file(out, part.shard.suffix).open("rb") for part in parts]
-    try:
+    with ExitStack() as stack:
+        files = [stack.enter_context(results_file(part.run.path, part.run.suffix).open("rb")) for part in parts]
         for _, number, name in places:
-            yield line_of(files[number], parts[number].ledger.entries[name])
-    finally:
-        for file in files:
-            file.close()
+            yield line_of(files[number], parts[number].run.ledger.entries[name])
 
 
-def _joined(manifests: Sequence[manifest.Manifest]) -> manifest.Manifest:
+def _joined(manifests: Sequence[Manifest]) -> Manifest:
     """One manifest, as a run that was not divided would have left it."""
-    joined = {key: value for key, value in manifests[0].items() if key != "shard"}
-    for field in _SUMMED:
-        total: Counter[str] = Counter()
-        for one in manifests:
-            total.update(one.get(field, {}))
-        joined[field] = {name: round(value, 3) for name, value in sorted(total.items())}
-    joined["libraries"] = {key: value for one in manifests for key, value in one.get("libraries", {}).items()}
-    joined["started"] = min(one["started"] for one in manifests)
-    joined["seconds"] = round(sum(one["seconds"] for one in manifests), 3)
-    joined["exit_code"] = 1 if joined["counts"]["failed"] else 0
-    return joined
+    told = [one.as_json() for one in manifests]
+    summed = {name: _sum(one.get(name, {}) for one in told) for name in _SUMMED}
+    of_all = {
+        "libraries": {key: value for one in manifests for key, value in one.libraries.items()},
+        "started": min(one.started for one in manifests),
+        "seconds": round(sum(one.seconds for one in manifests), 3),
+        "exit_code": 1 if summed["counts"].get("failed") else 0,
+    }
+    first = {key: value for key, value in told[0].items() if key != "shard"}
+    return Manifest.model_validate({**first, **summed, **of_all})
+
+
+def _sum(counts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The sum for each name."""
+    total: dict[str, float] = {}
+    for one in counts:
+        for name, value in one.items():
+            total[name] = round(total.get(name, 0) + value, 3)
+    return dict(sorted(total.items()))

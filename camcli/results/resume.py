@@ -11,9 +11,10 @@ from typing import Literal
 from camcli.errors import ConfigError
 from camcli.images.find import Item, common_root, root_of, roots_of, state_of
 from camcli.records import FileState
-from camcli.results.fingerprint import SHORT, Identity, differences
+from camcli.results.fingerprint import SHORT, differences
 from camcli.results.ledger import Entry, Ledger
-from camcli.results.rundir import Manifest
+from camcli.results.manifest import Manifest
+from camcli.results.run import Run
 
 Check = Literal["stat", "hash"]
 Verdict = Literal["done", "failed", "missing", "changed", "damaged"]
@@ -89,12 +90,6 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def refuse_strange(out: Path, ledger: Ledger) -> None:
-    """Raises ConfigError when there is something in the results that a run would lose."""
-    if ledger.strange:
-        raise ConfigError(f"{out}: its results hold {ledger.strange}; --fresh starts over, and another --out leaves it")
-
-
 def refuse_other_names(out: Path, items: Sequence[Item], ledger: Ledger) -> None:
     """Raises ConfigError when a record of `ledger` would get another id, or its id another image; and for another root.
 
@@ -142,17 +137,15 @@ def _advice(items: Sequence[Item], ledger: Ledger) -> str:
     )
 
 
-def refuse_another_config(
-    out: Path, ledger: Ledger, earlier: Manifest | None, identity: Identity, fingerprint: str
-) -> None:
-    """Raises ConfigError when `ledger` has records of another fingerprint."""
-    others = [e for e in ledger.entries.values() if e.fingerprint != fingerprint[:SHORT]]
+def refuse_another_config(earlier: Run, settings: Manifest) -> None:
+    """Raises ConfigError when `earlier` has records of another fingerprint than that of `settings`."""
+    others = [e for e in earlier.ledger.entries.values() if e.fingerprint != settings.fingerprint[:SHORT]]
     if not others:
         return
-    before = (earlier or {}).get("identity")
-    changes = differences(before, identity) if isinstance(before, dict) and before != identity else []
+    before = earlier.manifest.identity
+    changes = differences(before, settings.identity) if before else []
     what = "".join(f"\n  {line}" for line in changes) or " another config"
     raise ConfigError(
-        f"{out}: holds {len(others)} results that were made with{':' if changes else ''}{what}\n"
+        f"{earlier.path}: holds {len(others)} results that were made with{':' if changes else ''}{what}\n"
         "--fresh starts over, --keep-going keeps them as they are, and another --out leaves them alone"
     )

@@ -4,42 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camcli.errors import ConfigError
+from camcli.results.claim import parts_in
 from camcli.results.ledger import Entry, Ledger, line_of, read_ledger
+from camcli.results.manifest import NOTHING, Manifest, read_manifest
 from camcli.results.report import FailureRecord, ImageRecord, parse
-from camcli.results.rundir import Manifest, read_manifest, results_file
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
+def results_file(path: Path, suffix: str = "") -> Path:
+    """Where the records of a run, or of the part called `suffix`, are."""
+    return path / f"results{suffix}.jsonl"
+
+
+@dataclass(frozen=True)
 class Run:
     """What a finished, interrupted or running run has left in `path` by now.
 
-    manifest: the content of run.json. ledger: one entry for each image, of which records are read when asked for.
+    manifest: the content of run.json. suffix: of the part that it is, such as `-3-of-8`; empty for a whole run.
     """
 
     path: Path
     manifest: Manifest
-    ledger: Ledger
+    suffix: str = ""
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """One entry for each image, read once when first asked for; raises OutputError."""
+        return read_ledger(results_file(self.path, self.suffix))
+
+    @property
+    def strange(self) -> str:
+        """What there is that this camcli cannot read and another run would lose; empty: nothing."""
+        return self.ledger.strange or self.manifest.strange
 
     def __len__(self) -> int:
         """How many images have a record, explained or failed."""
         return len(self.ledger.entries)
 
     def records(self) -> Iterator[ImageRecord]:
-        """The images that were explained, in order."""
+        """The images that were explained, in order; raises ConfigError for a record that camcli did not write."""
         for record in self._read(done=True):
             assert isinstance(record, ImageRecord)
             yield record
 
     def failures(self) -> Iterator[FailureRecord]:
-        """The images that failed, in order."""
+        """The images that failed, in order; raises as `records`."""
         for record in self._read(done=False):
             assert isinstance(record, FailureRecord)
             yield record
@@ -47,9 +64,13 @@ class Run:
     def _read(self, done: bool) -> Iterator[ImageRecord | FailureRecord]:
         wanted: list[Entry] = [entry for entry in self.ledger.entries.values() if entry.done == done]
         if wanted:
-            with results_file(self.path).open("rb") as file:
+            path = results_file(self.path, self.suffix)
+            with path.open("rb") as file:
                 for entry in wanted:
-                    yield parse(line_of(file, entry))
+                    try:
+                        yield parse(line_of(file, entry))
+                    except ValueError as error:
+                        raise ConfigError(f"{path}: the record of {entry.id} is none of camcli's: {error}") from None
 
     def overlay(self, record: ImageRecord, index: int = 0) -> Path:
         """The overlay of one of a record's heatmaps."""
@@ -88,13 +109,34 @@ class Run:
         return pandas.DataFrame(rows)
 
 
+def run_in(path: Path, suffix: str = "") -> Run:
+    """What a run, or the part called `suffix`, has left in `path`; a run.json that is not camcli's counts as none.
+
+    Raises OutputError for files that cannot be read.
+    """
+    try:
+        return Run(path, read_manifest(path, suffix), suffix)
+    except ConfigError:
+        return Run(path, NOTHING, suffix)
+
+
 def open_run(out: str | Path) -> Run:
-    """The run in the folder `out`; raises ConfigError where it is none."""
+    """The run in the folder `out`; raises ConfigError where it is none, or one that this camcli cannot read."""
     path = Path(out)
-    manifest = read_manifest(path)
-    if manifest is None:
-        raise ConfigError(f"{path}: no run folder of camcli, for there is no readable run.json in it")
-    return Run(path, manifest, read_ledger(results_file(path)))
+    run = Run(path, read_manifest(path))
+    if run.manifest == NOTHING:
+        step = "; `camcli merge` joins the parts that are there" if parts_in(path) else ""
+        raise ConfigError(f"{path}: no run folder of camcli, for there is no run.json in it{step}")
+    refuse_strange(run)
+    return run
+
+
+def refuse_strange(run: Run) -> None:
+    """Raises ConfigError when there is something in the results that this camcli cannot read and would lose."""
+    if run.strange:
+        raise ConfigError(
+            f"{run.path}: its results hold {run.strange}; --fresh starts over, and another --out leaves it"
+        )
 
 
 def _from_png(path: Path, signed: bool) -> NDArray[np.float32]:

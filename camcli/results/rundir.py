@@ -17,38 +17,15 @@ from camcli.errors import ItemError, OutputError
 from camcli.records import PRODUCTS
 from camcli.results import storage
 from camcli.results.claim import Kind, claimed, refuse_another_job
-from camcli.results.ledger import Ledger, entry_of, line_of, read_ledger
-from camcli.results.readback import parsed
-
-Manifest = dict[str, Any]
-
-
-def results_file(path: Path, suffix: str = "") -> Path:
-    """Where the records of a run, or of the part called `suffix`, are."""
-    return path / f"results{suffix}.jsonl"
-
-
-def manifest_file(path: Path, suffix: str = "") -> Path:
-    """Where the manifest of a run, or of the part called `suffix`, is."""
-    return path / f"run{suffix}.json"
-
-
-def read_manifest(path: Path, suffix: str = "") -> Manifest | None:
-    """The manifest in the run folder `path`, None where there is none that camcli wrote.
-
-    Raises OutputError for a file that cannot be read.
-    """
-    file = manifest_file(path, suffix)
-    if not os.path.lexists(file):
-        return None
-    with storage.fatal(file, "read"):
-        return parsed(storage.read_regular(file))
+from camcli.results.ledger import Ledger, entry_of, line_of
+from camcli.results.manifest import Manifest, manifest_file
+from camcli.results.run import results_file, run_in
 
 
 class RunDir:
     """A run folder, claimed and locked while inside `with`; what an earlier run left is kept until `start_over`.
 
-    earlier: the manifest of the last run, if any. ledger: the records so far.
+    earlier: what was there when it was entered. ledger: the records so far.
     """
 
     def __init__(self, path: Path, suffix: str = "", kind: Kind = "run") -> None:
@@ -65,8 +42,8 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(claimed(self.path, self.kind, self.suffix))
             self._home = _identity(self.path)
-            self.earlier = read_manifest(self.path, self.suffix)
-            self.ledger = read_ledger(self._results_path)
+            self.earlier = run_in(self.path, self.suffix)
+            self.ledger = self.earlier.ledger
             self._claim = stack.pop_all()
         return self
 
@@ -89,9 +66,9 @@ class RunDir:
             self._results_path.unlink(missing_ok=True)
         self.ledger = Ledger()
 
-    def begin(self, manifest: Mapping[str, Any]) -> None:
+    def begin(self, manifest: Manifest) -> None:
         """Say that a run is on its way, tidy up after one that was killed, and open the records for more."""
-        if self.earlier is not None and self.earlier.get("status") == "running":
+        if self.earlier.manifest.status == "running":
             with storage.fatal(self.path):
                 storage.sweep(self.path, self.suffix)
         self.write_manifest(manifest)
@@ -179,9 +156,9 @@ class RunDir:
         with storage.fatal(self._results_path):
             storage.write_atomic(self._results_path, lines, sync=True, tag=self.suffix)
 
-    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+    def write_manifest(self, manifest: Manifest) -> None:
         """Write run.json so that it survives a power cut; raises OutputError."""
-        self.write_json(manifest_file(self.path, self.suffix).name, manifest)
+        self.write_json(manifest_file(self.path, self.suffix).name, manifest.as_json())
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write what is about the folder as a whole so that it survives a power cut; raises OutputError."""

@@ -12,14 +12,15 @@ from typing import Any
 from camcli.errors import CamcliError, ConfigError
 from camcli.images.find import Item, discover
 from camcli.images.formats import EXTENSIONS
-from camcli.results import manifest
 from camcli.results.claim import lock_file
+from camcli.results.counts import failures, without_evidence
 from camcli.results.fingerprint import SHORT
-from camcli.results.ledger import Ledger, read_ledger
+from camcli.results.ledger import Ledger
 from camcli.results.lock import is_held
+from camcli.results.manifest import NOTHING, Inputs
 from camcli.results.merge import shards_in
-from camcli.results.resume import Check, refuse_strange, vanished, verdict
-from camcli.results.rundir import read_manifest, results_file
+from camcli.results.resume import Check, vanished, verdict
+from camcli.results.run import Run, refuse_strange, run_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,80 +69,78 @@ class Status:
 
 def inspect(out: Path, check: Check) -> Status:
     """How the run folder `out` stands; raises ConfigError where it is none."""
-    suffixes = _suffixes(out)
-    manifests = [read_manifest(out, suffix) or {} for suffix in suffixes]
+    runs = _runs(out)
     ledger = Ledger()
-    for suffix in suffixes:
-        found = read_ledger(results_file(out, suffix))
-        refuse_strange(out, found)
-        for entry in found.entries.values():
+    for run in runs:
+        refuse_strange(run)
+        for entry in run.ledger.entries.values():
             ledger.add(entry)
-    inputs = manifests[0].get("inputs", {})
-    current = {told.get("fingerprint", "")[:SHORT] for told in manifests}
-    items = _items(inputs, out)
+    told = runs[0].manifest
+    current = {run.manifest.fingerprint[:SHORT] for run in runs}
+    items = _items(told.inputs, out)
     known = items if items is not None else [Item(e.id, Path(e.source)) for e in ledger.entries.values()]
     verdicts: dict[str, list[str]] = {}
     for item in known:
         verdicts.setdefault(verdict(item, ledger.entries.get(item.id), out, check), []).append(item.id)
     failed = verdicts.get("failed", [])
-    above = manifest.threshold(manifests[0])
     return Status(
         out=str(out),
-        run=_run_status([_ended(out, s, m) for s, m in zip(suffixes, manifests, strict=True)], suffixes),
+        run=_run_status(runs),
         done=tuple(verdicts.get("done", ())),
         failed=tuple(failed),
         missing=tuple(verdicts.get("missing", ())),
         changed=tuple(verdicts.get("changed", ())),
         damaged=tuple(verdicts.get("damaged", ())),
         vanished=vanished(known, ledger),
-        failures=dict(sorted(manifest.failures(ledger.entries[name] for name in failed).items())),
-        without_evidence=manifest.without_evidence((ledger.entries[name] for name in verdicts.get("done", ())), above),
-        above=above,
+        failures=dict(sorted(failures(ledger.entries[name] for name in failed).items())),
+        without_evidence=without_evidence((ledger.entries[name] for name in verdicts.get("done", ())), told.above),
+        above=told.above,
         listed=items is not None,
         foreign=sum(e.fingerprint not in current for e in ledger.entries.values()),
-        versions=_versions(ledger, manifests),
-        unknown=0 if items is not None else max(0, inputs.get("images", 0) - len(known)),
+        versions=_versions(ledger, runs),
+        unknown=0 if items is not None else max(0, told.inputs.images - len(known)),
     )
 
 
-def _versions(ledger: Ledger, manifests: Sequence[manifest.Manifest]) -> list[tuple[int, Mapping[str, str]]]:
+def _versions(ledger: Ledger, runs: Sequence[Run]) -> list[tuple[int, Mapping[str, str]]]:
     """(how many images were explained, with which versions), the most first; no versions where nobody knows."""
     known: dict[str, Mapping[str, str]] = {}
-    for told in manifests:
-        known.update({"": told.get("versions", {}), **told.get("libraries", {}), **known})
+    for run in runs:
+        known.update({"": run.manifest.versions, **run.manifest.libraries, **known})
     used = Counter(entry.versions for entry in ledger.entries.values() if entry.done)
     return [(count, known.get(key, {})) for key, count in used.most_common()]
 
 
-def _suffixes(out: Path) -> list[str]:
-    """Of the whole run, else of all its parts that have begun."""
-    if read_manifest(out) is not None:
-        return [""]
-    found = [shard.suffix for shard in shards_in(out)]
+def _runs(out: Path) -> list[Run]:
+    """The whole run, else all its parts that have begun."""
+    whole = run_in(out)
+    if whole.manifest != NOTHING:
+        return [whole]
+    found = [run_in(out, shard.suffix) for shard in shards_in(out)]
     if not found:
         raise ConfigError(f"{out}: no run folder of camcli, for there is no run.json in it")
     return found
 
 
-def _items(inputs: Mapping[str, Any], out: Path) -> list[Item] | None:
+def _items(inputs: Inputs, out: Path) -> list[Item] | None:
     """The images that the run's own words name today, None where they cannot be listed again."""
-    names: Sequence[str] = inputs.get("names") or ()
+    names = inputs.names
     if not names or any(name == "-" or (name.startswith("@") and not os.path.isfile(name[1:])) for name in names):
         return None
-    root, folder = inputs.get("root"), inputs.get("folder")
     try:
-        return discover(names, inputs.get("ext") or EXTENSIONS, inputs.get("limit"), out, root, folder)
+        return discover(names, inputs.ext or EXTENSIONS, inputs.limit, out, inputs.root, inputs.folder)
     except (CamcliError, OSError, ValueError):
         return None
 
 
-def _ended(out: Path, suffix: str, told: manifest.Manifest) -> str:
+def _ended(run: Run) -> str:
     """How a run or a part ended; one that was killed could not say so, but it no longer holds its lock."""
-    status = str(told.get("status"))
-    return "interrupted" if status == "running" and not is_held(lock_file(out, suffix)) else status
+    status = run.manifest.status
+    return "interrupted" if status == "running" and not is_held(lock_file(run.path, run.suffix)) else status
 
 
-def _run_status(statuses: Sequence[str], suffixes: Sequence[str]) -> str:
+def _run_status(runs: Sequence[Run]) -> str:
+    statuses, suffixes = [_ended(run) for run in runs], [run.suffix for run in runs]
     if suffixes == [""]:
         return statuses[0]
     unfinished = [suffix[1:] for suffix, status in zip(suffixes, statuses, strict=True) if status != "finished"]

@@ -66,7 +66,7 @@ def explained(config: RunConfig, asked: str, items: Sequence[Item], out: Path) -
     look = config.overlay.model_copy(update={"size": "model"})
     config = config.model_copy(update={"runtime": runtime, "overlay": look, "maps": "npz", "report": False})
     start = time.process_time()
-    manifest = perform(Job(config, items, out)).manifest
+    manifest = perform(Job(config, items, out)).manifest.as_json()
     seconds = time.process_time() - start
     records = {r["id"]: r for r in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
     maps = {}

@@ -1,0 +1,43 @@
+"""What is counted over the records of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from camcli.results.ledger import Entry
+
+
+def failures(entries: Iterable[Entry]) -> Counter[str]:
+    """How many images failed, by kind."""
+    return Counter(entry.kind for entry in entries if not entry.done)
+
+
+def precisions(entries: Iterable[Entry]) -> dict[str, int]:
+    """How many images were explained in which precision."""
+    return dict(sorted(Counter(entry.precision for entry in entries if entry.precision).items()))
+
+
+def redone(entries: Iterable[Entry], precision: str) -> int:
+    """How many images of a run in `precision` were explained again in fp32."""
+    return 0 if precision == "fp32" else precisions(entries).get("fp32", 0)
+
+
+def without_evidence(entries: Iterable[Entry], above: float | None) -> dict[str, int]:
+    """How many images were explained with little to see: only kinds that there are.
+
+    No class reached `above`, and so, no_heatmap: there is none; no_class: only those that need no class; below: of the
+    most probable class. empty: no heatmap has any evidence.
+    """
+    found = Counter(kind for entry in entries if entry.done and (kind := _lack(entry, above)))
+    return dict(sorted(found.items()))
+
+
+def _lack(entry: Entry, above: float | None) -> str:
+    if not entry.heatmaps:
+        return "no_heatmap"
+    if entry.heatmaps == entry.empty:
+        return "empty"
+    if above is None or entry.likeliest >= above:
+        return ""
+    return "below" if entry.classes else "no_class"
