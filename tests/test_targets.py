@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 
 from camcli.config.schema import TargetsConfig
-from camcli.engine.targets import against, chooser, class_index, ranked
+from camcli.engine.targets import against, chooser, ranked
 from camcli.errors import ConfigError
 
 LABELS = ("tench, Tinca tinca", "crane", "crane bird, crane", "Crane Fly", "vase", "jar, vase", "drake", "drake")
@@ -17,34 +15,6 @@ LABELS = ("tench, Tinca tinca", "crane", "crane bird, crane", "Crane Fly", "vase
 def chosen(config: object, *probabilities: float) -> list[int]:
     """For an image with these probabilities."""
     return chooser(TargetsConfig.model_validate(config), LABELS)(np.array(probabilities, dtype=np.float32))
-
-
-@pytest.mark.parametrize(
-    ("name", "index"),
-    [("tench", 0), ("TINCA TINCA", 0), ("tench, tinca tinca", 0), ("crane", 1), ("crane bird", 2), ("crane fly", 3)],
-)
-def test_a_whole_label_comes_before_a_part_of_another(name: str, index: int) -> None:
-    assert class_index(name, LABELS) == index
-    assert class_index("vase", LABELS) == 4
-
-
-@pytest.mark.parametrize(
-    ("wanted", "words"),
-    [
-        ("drake", "'drake' names the classes [6, 7]; give the index"),
-        ("tenchh", "the model has no class 'tenchh', did you mean 'tench'"),
-        (8, "class 8 is not one of the model's 0..7"),
-        (-1, "class -1 is not one of the model's 0..7"),
-    ],
-)
-def test_what_is_no_class_is_refused(wanted: int | str, words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)):
-        class_index(wanted, LABELS)
-
-
-def test_the_last_class_is_one() -> None:
-    assert class_index(7, LABELS) == 7
-    assert class_index(0, LABELS) == 0
 
 
 def test_classes_named_twice_are_explained_once_in_the_order_given() -> None:

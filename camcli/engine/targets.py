@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from camcli.config.schema import TargetsConfig
 from camcli.errors import ConfigError
-from camcli.registry import did_you_mean
+from camcli.models.classes import class_index
 
 Chooser = Callable[[NDArray[np.float32]], list[int]]
 
@@ -53,29 +53,3 @@ def ranked(probabilities: NDArray[np.float32], most: int | None = None) -> list[
         candidates = np.flatnonzero(probabilities >= np.partition(probabilities, -most)[-most])
     order: list[int] = candidates[np.argsort(-probabilities[candidates], kind="stable")][:most].tolist()
     return order
-
-
-def class_index(wanted: int | str, labels: Sequence[str]) -> int:
-    """The index of a class given by index, by label, or by one of the names that a label lists with commas."""
-    if isinstance(wanted, int):
-        if not 0 <= wanted < len(labels):
-            raise ConfigError(f"targets: class {wanted} is not one of the model's 0..{len(labels) - 1}")
-        return wanted
-    found = _by_name(labels).get(wanted.casefold(), [])
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ConfigError(f"targets: {wanted!r} names the classes {found}; give the index")
-    known = [name.strip() for label in labels for name in label.split(",")]
-    raise ConfigError(f"targets: the model has no class {wanted!r}{did_you_mean(wanted, known)}")
-
-
-def _by_name(labels: Sequence[str]) -> dict[str, list[int]]:
-    """Whole labels first; a part of a label counts where no whole label has that name."""
-    whole: dict[str, list[int]] = {}
-    parts: dict[str, list[int]] = {}
-    for index, label in enumerate(labels):
-        whole.setdefault(label.casefold(), []).append(index)
-        for part in label.split(","):
-            parts.setdefault(part.strip().casefold(), []).append(index)
-    return {**parts, **whole}
