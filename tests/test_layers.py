@@ -29,6 +29,7 @@ from camcli.cli.console import print_layers
 from camcli.engine.layers import Layout, Tap, TargetLayer, list_candidates, resolve_layer
 from camcli.engine.layers.cache import cache_directory, resolve_cached
 from camcli.engine.layers.cuts import cut_points, smallest_cut, vertex
+from camcli.engine.layers.names import UnknownLayer, module_path
 from camcli.engine.layers.probe import Evidence, Probe, images, response
 from camcli.engine.layers.readings import readings
 from camcli.engine.layers.search import Search
@@ -424,8 +425,70 @@ def test_every_layer_that_a_refusal_offers_is_accepted(source: str, name: str, a
 
 
 def test_an_unknown_layer_gets_suggestions() -> None:
-    with pytest.raises(LayerError, match=r"unknown layer 'blocks\.2\.norm', did you mean 'blocks\.2\.norm"):
+    words = r"unknown layer 'blocks\.2\.norm': 'blocks\.2' \(Block\) has norm1, .*; did you mean 'blocks\.2\.norm"
+    with pytest.raises(LayerError, match=words):
         resolve_layer(vit(), (64, 96), "blocks.2.norm")
+
+
+class Branches(nn.Module):
+    """A list, a dictionary, a sequence with names, and one module under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()) for _ in range(20))
+        self.heads = nn.ModuleDict({"a-b": nn.Linear(3, 2)})
+        self.features = nn.Sequential()
+        self.features.add_module("conv0", nn.Conv2d(3, 3, 1))
+        self.features.add_module("1", nn.Sigmoid())
+        self.features.add_module("0", nn.Hardtanh())
+        self.again = self.stages[3]
+
+
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ("stages[-1]", "stages.19"),
+        ("stages[-20][1]", "stages.0.1"),
+        ("stages.4.-1", "stages.4.1"),
+        ("model.stages[7][0]", "stages.7.0"),
+        ("features[0]", "features.conv0"),
+        ("features.0", "features.0"),
+        ("features[-1]", "features.0"),
+        ("heads['a-b']", "heads.a-b"),
+        ("again[0]", "stages.3.0"),
+        ("Hardtanh", "features.0"),
+    ],
+)
+def test_layers_are_named_as_people_write_them(written: str, path: str) -> None:
+    module = Branches()
+    found = module_path(module, written)
+    assert found == path
+    # Python itself reads the same, but for strings between dots.
+    if "." not in written and "[" in written:
+        assert eval(f"module.{written}") is module.get_submodule(found)
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("stages[20]", "unknown layer 'stages[20]': 'stages' (ModuleList) has 20 modules, [0] to [19]"),
+        ("stages[-21]", "'stages' (ModuleList) has 20 modules, [0] to [19]"),
+        ("stages[3][1].relu", "'stages.3.1' (ReLU) has no modules inside"),
+        ("stages.x", "'stages' (ModuleList) has 0, 1, …, 11, 12, 13, 14, 15, 16, 17, 18, 19"),
+        ("layer4", "unknown layer 'layer4': the model has stages, heads, features, again"),
+        ("heads[0]", "'heads' (ModuleDict) has a-b"),
+        ("ReLU", "'ReLU' is the class of 20 modules: stages.0.1, stages.1.1, …, "),
+        ("stages[", "unknown layer 'stages[': write it as layer4[-1] or blocks.11.norm1"),
+        ("", "unknown layer '': write it as"),
+    ],
+)
+def test_what_names_no_module_is_refused_at_the_level_where_it_goes_wrong(written: str, words: str) -> None:
+    with pytest.raises(UnknownLayer, match=re.escape(words)):
+        module_path(Branches(), written)
+
+
+def test_a_bracketed_layer_is_the_dotted_one() -> None:
+    assert resolve_layer(vit(), (64, 96), "blocks[-1].norm1") == resolve_layer(vit(), (64, 96), "blocks.2.norm1")
 
 
 def test_a_model_without_logits_is_refused() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from camcli.engine.layers.cuts import vertex
 from camcli.engine.layers.layout import Layout, Tap, TargetLayer
 from camcli.engine.layers.liveness import NEARLY_ALL, NEARLY_NONE, live_locations, live_shares
+from camcli.engine.layers.names import UnknownLayer, module_path
 from camcli.engine.layers.probe import COARSE, Probe, images
 from camcli.engine.layers.readings import readings
 from camcli.engine.layers.search import Search, Size
@@ -85,9 +86,12 @@ def _automatic(search: Search) -> TargetLayer:
 
 
 def _named(search: Search, path: str) -> TargetLayer:
-    """The layer at `path`; raises LayerError with others that are accepted."""
+    """The layer that `path` names; raises LayerError with others that are accepted."""
     try:
-        return _checked(search, path)
+        return _checked(search, module_path(search.module, path))
+    except UnknownLayer as error:
+        meant = did_you_mean(path, _similar(search, path)).replace(", did", "; did", 1)
+        raise LayerError(f"{error}{meant or ';'} {_advice(search)}") from None
     except LayerError as error:
         raise LayerError(f"{error}; {_advice(search)}") from None
 
@@ -129,9 +133,7 @@ def _with_note(search: Search, layer: TargetLayer) -> TargetLayer:
 
 
 def _outputs_at(search: Search, path: str) -> list[Output]:
-    """What the module at `path` returned; raises LayerError where there is no such module."""
-    if path not in {name for name, _ in search.module.named_modules() if name}:
-        raise LayerError(f"unknown layer {path!r}{did_you_mean(path, _similar(search, path))}")
+    """What the module at `path` returned."""
     return [output for output in search.trace.outputs if output.place.path == path]
 
 
