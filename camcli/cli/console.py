@@ -302,6 +302,13 @@ def print_concepts(found: Mapping[str, Any], out: Path) -> None:
     say(f"{out}: concepts.json, overlays/ of {len(found['images'])} images")
 
 
+def print_labels(found: Sequence[Mapping[str, Any]]) -> None:
+    """The classes of `camcli labels`, one a line."""
+    width = len(str(found[-1]["index"]))
+    for row in found:
+        typer.echo(visible("  ".join(filter(None, (f"{row['index']:{width}}", row["wordnet"], row["label"])))))
+
+
 def print_methods(found: Sequence[Method]) -> None:
     """The table of `camcli methods`."""
     from rich.console import Console

@@ -9,6 +9,7 @@ import typer
 
 from camcli.cli import console
 from camcli.cli.options import ConfigOption, JsonOption, ModelOption, OfflineOption, SetOption, load
+from camcli.errors import ConfigError
 
 
 def list_models(
@@ -51,6 +52,28 @@ def layers(
         console.print_json(found)
     else:
         console.print_layers(found)
+
+
+def labels(
+    pattern: Annotated[str | None, typer.Argument(help="A word of the labels, or a part of one.")] = None,
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    overrides: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """List the classes of a model that targets can name: index, label, and WordNet id where it is known."""
+    from camcli.models.classes import matching, wordnet_ids
+    from camcli.models.source import labels_of
+
+    known = labels_of(load(config, model, overrides).config.model)
+    ids = wordnet_ids(known) or [None] * len(known)
+    found = [{"index": i, "label": known[i], "wordnet": ids[i]} for i in matching(pattern, known)]
+    if not found:
+        raise ConfigError(f"none of the {len(known)} labels has {pattern!r} in it; `camcli labels` lists them all")
+    if json_:
+        console.print_json(found)
+    else:
+        console.print_labels(found)
 
 
 def methods(json_: JsonOption = False) -> None:

@@ -10,15 +10,6 @@ from camcli.errors import ConfigError
 from camcli.registry import did_you_mean
 
 SHOWN = 10
-# How timm calls what networks are trained on, by the number of classes.
-_SUBSETS = {
-    1000: ("imagenet-1k",),
-    11221: ("imagenet-21k-miil",),
-    11821: ("imagenet-12k",),
-    21841: ("imagenet-22k",),
-    21842: ("imagenet-22k-ms",),
-    21843: ("imagenet-21k", "imagenet-21k-goog"),
-}
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
@@ -68,18 +59,21 @@ def _of_id(wanted: str, labels: Sequence[str]) -> list[int]:
 
 @cache
 def wordnet_ids(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """The WordNet id of each class where `labels` are ImageNet's as timm or torchvision has them; else empty."""
-    from timm.data import ImageNetInfo
+    """The WordNet id of each class where `labels` are ImageNet's as timm or torchvision has them; else none.
 
-    for subset in _SUBSETS.get(len(labels), ()):
-        info = ImageNetInfo(subset)
-        if labels in (tuple(map(info.index_to_description, range(len(labels)))), _of_torchvision()):
-            return tuple(info.label_names())
-    return ()
+    In torchvision's labels the 1000 classes are in the same order as in timm's.
+    """
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": len(labels)})
+    if subset is None:
+        return ()
+    info = ImageNetInfo(subset)
+    known = tuple(info.index_to_description(i) for i in range(info.num_classes()))
+    return tuple(info.label_names()) if labels in (known, _of_torchvision()) else ()
 
 
 def _of_torchvision() -> tuple[str, ...]:
-    """Its labels of ImageNet's 1000 classes, which are in the usual order."""
     from torchvision.models import ResNet18_Weights
 
     return tuple(ResNet18_Weights.DEFAULT.meta["categories"])

@@ -72,6 +72,6 @@ def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess:
     return Preprocess(size, size, MEAN, STD, "bilinear", "center")
 
 
-def labels(config: ModelConfig, module: nn.Module) -> tuple[str, ...] | None:
+def labels(config: ModelConfig, module: nn.Module | None) -> tuple[str, ...] | None:
     """The names of the shapes."""
     return LABELS

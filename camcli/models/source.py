@@ -46,8 +46,8 @@ class ModelSource(Protocol):
     def preprocess(self, config: ModelConfig, module: nn.Module) -> Preprocess:
         """What the weights were trained with."""
 
-    def labels(self, config: ModelConfig, module: nn.Module) -> tuple[str, ...] | None:
-        """The model's own labels, if it has any."""
+    def labels(self, config: ModelConfig, module: nn.Module | None) -> tuple[str, ...] | None:
+        """The model's own labels, if it has any; without a module, None too where only that would tell."""
 
 
 def list_models(pattern: str | None) -> list[Entry]:
@@ -69,6 +69,16 @@ def fetch(model: str, offline: bool = False) -> Path:
     config = ModelConfig.model_validate(model)
     with no_network(offline):
         return model_source(config.source).pretrained_file(config, offline)
+
+
+def labels_of(config: ModelConfig) -> tuple[str, ...]:
+    """The labels of a model, which is built without weights where nothing else tells them."""
+    if config.labels:
+        return read_labels(Path(os.path.expanduser(config.labels)))
+    source, bare = model_source(config.source), config.model_copy(update={"weights": "none"})
+    source.check(bare)
+    own = source.labels(bare, None) or ()
+    return own if own and config.num_classes in (None, len(own)) else load_model(bare, InputConfig()).labels
 
 
 def model_source(name: str) -> ModelSource:

@@ -175,13 +175,21 @@ def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess:
     )
 
 
-def labels(config: ModelConfig, module: nn.Module) -> tuple[str, ...] | None:
+def labels(config: ModelConfig, module: nn.Module | None) -> tuple[str, ...] | None:
     """The ImageNet labels that fit the head, or None for another head."""
-    subset = infer_imagenet_subset(module)
+    subset = infer_imagenet_subset(module or _head(config))
     if subset is None:
         return None
     info = ImageNetInfo(subset)
     return tuple(info.index_to_description(i) for i in range(info.num_classes()))
+
+
+def _head(config: ModelConfig) -> dict[str, Any]:
+    """What tells the labels where there is no module."""
+    if config.num_classes or "num_classes" in config.kwargs:
+        return {"num_classes": config.kwargs.get("num_classes", config.num_classes)}
+    cfg = _pretrained_cfg(config.name)
+    return {"num_classes": cfg.num_classes if cfg else None}
 
 
 def _pretrained_cfg(name: str) -> Any:

@@ -91,7 +91,7 @@ def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess:
     )
 
 
-def labels(config: ModelConfig, module: nn.Module) -> tuple[str, ...] | None:
+def labels(config: ModelConfig, module: nn.Module | None) -> tuple[str, ...] | None:
     """The categories that the published weights were trained on."""
     entry = _entry(config.name)
     return tuple(entry.meta["categories"]) if entry is not None else None
