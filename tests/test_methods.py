@@ -340,7 +340,12 @@ def test_the_command_lists_every_method(camcli: Callable[..., Ended]) -> None:
     rows = json.loads(ended.out)
     assert [row["name"] for row in rows] == [method.name for method in listed()]
     assert all(row["needs"] and row["cost"] and row["paper"].startswith("https://") for row in rows)
+    assert all(1 <= len(row["good_for"].split()) <= 5 for row in rows)
+    assert len({row["good_for"] for row in rows}) == len(rows)
+    patch = next(row for row in rows if row["name"] == "occlusion")["options"]["patch"]
+    assert (patch["default"], patch["type"]) == (32, "integer")
     table = camcli("methods").out
+    assert all(row["good_for"] in table for row in rows)
     assert all(method.name in table and method.paper in table for method in listed())
 
 

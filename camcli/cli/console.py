@@ -314,9 +314,9 @@ def print_methods(found: Sequence[Method]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("method", "needs", "cost", "paper", box=None, pad_edge=False)
+    table = Table("method", "good for", "cost", "paper", box=None, pad_edge=False)
     for method in found:
-        table.add_row(method.name, ", ".join(method.needs), method.cost, method.paper)
+        table.add_row(method.name, method.good_for, method.cost, method.paper)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

@@ -77,15 +77,13 @@ def labels(
 
 
 def methods(json_: JsonOption = False) -> None:
-    """List the methods: what each one needs, what it costs beside the forward pass, and its paper."""
-    from camcli.engine.methods import listed
+    """List the methods: what each one is good for, what it costs beside the forward pass, and its paper."""
+    from camcli.engine.methods import table
 
-    found = listed()
     if json_:
-        hidden = ("compute", "terms", "options")
-        console.print_json([{k: v for k, v in asdict(method).items() if k not in hidden} for method in found])
+        console.print_json(table.described())
     else:
-        console.print_methods(found)
+        console.print_methods(table.listed())
 
 
 def doctor(json_: JsonOption = False) -> None:

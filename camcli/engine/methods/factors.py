@@ -32,6 +32,7 @@ DFF = Method(
     signed=False,
     formula="min ‖V - W H‖, W, H ≥ 0, V the activations of all images: H are concepts, W says where they are.",
     class_specific=False,
+    good_for="concepts that a folder shares",
 )
 
 

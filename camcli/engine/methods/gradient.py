@@ -19,13 +19,20 @@ def gradcam_terms(view: LayerView, raw: Tensor) -> Tensor:
     return view.gradients.abs().mean(dim=(2, 3), keepdim=True) * view.activations.abs()
 
 
-@layer_method("gradcam", NEEDS, COST, "https://arxiv.org/abs/1610.02391", terms=gradcam_terms)
+@layer_method(
+    "gradcam",
+    NEEDS,
+    COST,
+    "https://arxiv.org/abs/1610.02391",
+    terms=gradcam_terms,
+    good_for="the default for any model",
+)
 def gradcam(view: LayerView) -> Tensor:
     """mean_hw(g_c) A_c: channels weighed by their average gradient."""
     return view.gradients.mean(dim=(2, 3), keepdim=True) * view.activations
 
 
-@layer_method("gradcam++", NEEDS, COST, "https://arxiv.org/abs/1710.11063")
+@layer_method("gradcam++", NEEDS, COST, "https://arxiv.org/abs/1710.11063", good_for="several instances of one class")
 def gradcam_plus_plus(view: LayerView) -> Tensor:
     """sum_hw(relu(g) a) A_c with a = g² / (2 g² + S_c g³), S_c = sum_hw A_c: every cell weighs its own gradient.
 
@@ -46,7 +53,14 @@ def xgradcam_terms(view: LayerView, raw: Tensor) -> Tensor:
     return ((g * a).abs().sum(dim=(2, 3), keepdim=True) + weight.abs() * size) / whole.abs() * a.abs()
 
 
-@layer_method("xgradcam", NEEDS, COST, "https://arxiv.org/abs/2008.02312", terms=xgradcam_terms)
+@layer_method(
+    "xgradcam",
+    NEEDS,
+    COST,
+    "https://arxiv.org/abs/2008.02312",
+    terms=xgradcam_terms,
+    good_for="Grad-CAM where activations matter most",
+)
 def xgradcam(view: LayerView) -> Tensor:
     """(sum_hw g_c A_c / S_c) A_c, S_c = sum_hw A_c: gradients averaged where the channel is active.
 
@@ -63,19 +77,23 @@ def _active(a: Tensor) -> Tensor:
     return torch.where(drowned, torch.inf, total)
 
 
-@layer_method("hirescam", NEEDS, COST, "https://arxiv.org/abs/2011.08891")
+@layer_method("hirescam", NEEDS, COST, "https://arxiv.org/abs/2011.08891", good_for="what the layer truly used")
 def hirescam(view: LayerView) -> Tensor:
     """g_c A_c: every cell weighed by its own gradient."""
     return view.gradients * view.activations
 
 
-@layer_method("layercam", NEEDS, COST, "https://doi.org/10.1109/TIP.2021.3089943")
+@layer_method(
+    "layercam", NEEDS, COST, "https://doi.org/10.1109/TIP.2021.3089943", good_for="finer maps from earlier layers"
+)
 def layercam(view: LayerView) -> Tensor:
     """relu(g_c) A_c: only where more activation raises the score."""
     return view.gradients.relu() * view.activations
 
 
-@layer_method("gradcam-elementwise", NEEDS, COST, "https://arxiv.org/abs/1610.02391")
+@layer_method(
+    "gradcam-elementwise", NEEDS, COST, "https://arxiv.org/abs/1610.02391", good_for="positive evidence, cell by cell"
+)
 def gradcam_elementwise(view: LayerView) -> Tensor:
     """relu(g_c A_c): HiResCAM without the parts that speak against the class."""
     return (view.gradients * view.activations).relu()
@@ -86,7 +104,14 @@ def _eigengradcam_terms(view: LayerView, raw: Tensor) -> Tensor:
     return along(view.gradients * view.activations, raw)
 
 
-@layer_method("eigengradcam", NEEDS, COST, "https://arxiv.org/abs/2008.00299", terms=_eigengradcam_terms)
+@layer_method(
+    "eigengradcam",
+    NEEDS,
+    COST,
+    "https://arxiv.org/abs/2008.00299",
+    terms=_eigengradcam_terms,
+    good_for="clean maps of one class",
+)
 def eigengradcam(view: LayerView) -> Tensor:
     """First principal component of the locations' vectors g A: Eigen-CAM, of one class."""
     return principal(view.gradients * view.activations)

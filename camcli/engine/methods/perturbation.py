@@ -28,6 +28,7 @@ class Channels(Section):
     "1 forward per channel",
     "https://arxiv.org/abs/1910.01279",
     options=Channels,
+    good_for="no gradients, when time permits",
 )
 def scorecam(view: LayerView, options: Channels) -> Tensor:
     """softmax_c(score of the image under channel c as a mask) A_c; a channel of zeros adds nothing and is skipped."""
@@ -77,6 +78,7 @@ def _size(batch: Batch) -> Tensor:
     "https://doi.org/10.1109/WACV45572.2020.9093360",
     terms=_ablation_terms,
     options=Channels,
+    good_for="what each channel is worth",
 )
 def ablationcam(view: LayerView, options: Channels) -> Tensor:
     """(y - y without channel c) / |y| A_c: the paper divides by y, which turns the map around where y is negative."""
@@ -128,6 +130,7 @@ class Patches(Section):
     "https://arxiv.org/abs/1311.2901",
     terms=_occlusion_terms,
     options=Patches,
+    good_for="proof by covering, any model",
 )
 def occlusion(batch: Batch, views: Sequence[LayerView], options: Patches) -> Tensor:
     """mean over the patches on a pixel of y - y with the patch muted to the mean colour."""

@@ -19,13 +19,27 @@ from camcli.engine.methods.view import Batch, LayerView, pixel_method
 from camcli.errors import MethodError
 
 
-@pixel_method("guided-backprop", ("pixels",), "1 forward and backward", "https://arxiv.org/abs/1412.6806", signed=True)
+@pixel_method(
+    "guided-backprop",
+    ("pixels",),
+    "1 forward and backward",
+    "https://arxiv.org/abs/1412.6806",
+    signed=True,
+    good_for="fine edges, of no class",
+)
 def guided_backprop(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     """sum_rgb of the gradient that keeps, at each rectifier, what is positive there in input and gradient."""
     return rectified(batch, guided).sum(dim=1)
 
 
-@pixel_method("deconvnet", ("pixels",), "1 forward and backward", "https://arxiv.org/abs/1311.2901", signed=True)
+@pixel_method(
+    "deconvnet",
+    ("pixels",),
+    "1 forward and backward",
+    "https://arxiv.org/abs/1311.2901",
+    signed=True,
+    good_for="comparing with the older literature",
+)
 def deconvnet(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     """sum_rgb of the gradient that keeps, at each rectifier, what is positive in the gradient."""
     return rectified(batch, deconvolved).sum(dim=1)
@@ -37,6 +51,7 @@ def deconvnet(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     "1 forward and backward",
     "https://arxiv.org/abs/1610.02391",
     signed=True,
+    good_for="fine edges of one class",
 )
 def guided_gradcam(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     """Guided backprop times Grad-CAM's heat: fine detail, only where the class is."""
@@ -70,6 +85,7 @@ class Steps(Section):
     "https://arxiv.org/abs/1703.01365",
     signed=True,
     options=Steps,
+    good_for="pixels whose parts add up",
 )
 def integrated_gradients(batch: Batch, views: Sequence[LayerView], options: Steps) -> Tensor:
     """sum_rgb x mean_t(g(t x)), t in the middles of `steps` equal parts of 0..1; x = 0 is the mean colour."""
@@ -95,6 +111,7 @@ class Noise(Section):
     "`samples` forwards and backwards",
     "https://arxiv.org/abs/1706.03825",
     options=Noise,
+    good_for="pixel gradients with less noise",
 )
 def smoothgrad(batch: Batch, views: Sequence[LayerView], options: Noise) -> Tensor:
     """sum_rgb |mean over noise n of g(x + n)|, capped at the 99th percentile; every image meets the same noise."""
@@ -110,7 +127,13 @@ def smoothgrad(batch: Batch, views: Sequence[LayerView], options: Noise) -> Tens
     return maps
 
 
-@pixel_method("fullgrad", ("pixels",), "1 forward and backward", "https://arxiv.org/abs/1905.00780")
+@pixel_method(
+    "fullgrad",
+    ("pixels",),
+    "1 forward and backward",
+    "https://arxiv.org/abs/1905.00780",
+    good_for="everything the network responds to",
+)
 def fullgrad(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     """sum of all channels, each scaled to 0..1, of |x g(x)| and of |b g(b)| for every bias b that has a place."""
     return batch.in_chunks(batch.inputs, partial(_fullgrad, batch, views), lambda part: torch.zeros_like(part[:, 0]))

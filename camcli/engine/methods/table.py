@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from camcli.engine.methods.factors import DFF
 from camcli.engine.methods.view import METHODS, Method
 
@@ -11,12 +13,26 @@ def listed() -> list[Method]:
     return [*(method for _, method in METHODS.items()), DFF]
 
 
+def described() -> list[dict[str, Any]]:
+    """The same for a reader of JSON; options by name, each with its default, its type and what it says."""
+    hidden = ("compute", "terms", "options")
+    return [
+        {**{k: getattr(method, k) for k in method.__dataclass_fields__ if k not in hidden}, "options": _options(method)}
+        for method in listed()
+    ]
+
+
+def _options(method: Method) -> dict[str, Any]:
+    return method.options.model_json_schema()["properties"] if method.options else {}
+
+
 def markdown() -> str:
     """The table as README shows it."""
-    head = "| method and paper | what it computes | needs | cost beside the forward pass |"
-    return "\n".join([head, "|---|---|---|---|", *map(_row, listed())])
+    head = "| method and paper | what it computes | good for | needs | cost beside the forward pass |"
+    return "\n".join([head, "|---|---|---|---|---|", *map(_row, listed())])
 
 
 def _row(method: Method) -> str:
     formula = method.formula.replace("|", "\\|")
-    return f"| [`{method.name}`]({method.paper}) | {formula} | {', '.join(method.needs)} | {method.cost} |"
+    name = f"[`{method.name}`]({method.paper})"
+    return f"| {name} | {formula} | {method.good_for} | {', '.join(method.needs)} | {method.cost} |"

@@ -213,6 +213,7 @@ class Method:
     terms: for each raw map the magnitudes [B,N,h,w] of all that was added up to it, the N of a place being its
         summands; None where nothing is known of them.
     options: the model of what the method can be told in a config, each field with a default; None: nothing.
+    good_for: when to choose it, in at most five words.
     """
 
     name: str
@@ -226,6 +227,7 @@ class Method:
     class_specific: bool = True
     terms: Terms | None = None
     options: type[BaseModel] | None = None
+    good_for: str = ""
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -239,6 +241,7 @@ def layer_method(
     class_specific: bool = True,
     terms: LayerTerms | None = None,
     options: type[BaseModel] | None = None,
+    good_for: str = "",
 ) -> Callable[[LayerCompute], LayerCompute]:
     """Registers a function from the view of a layer to raw maps; terms: from the view and its raw maps to terms.
 
@@ -253,7 +256,7 @@ def layer_method(
             return [terms(view, raw) if terms else raw for view, raw in zip(views, raws, strict=True)]
 
         about = name, each, needs, cost, paper, "layer", False, _formula(compute), class_specific
-        METHODS.add(name, Method(*about, all_terms, options))  # type: ignore[arg-type]
+        METHODS.add(name, Method(*about, all_terms, options, good_for))  # type: ignore[arg-type]
         return compute
 
     return decorate
@@ -267,6 +270,7 @@ def pixel_method(
     signed: bool = False,
     terms: PixelTerms | None = None,
     options: type[BaseModel] | None = None,
+    good_for: str = "",
 ) -> Callable[[PixelCompute], PixelCompute]:
     """Registers a function from a batch to raw maps [B,H,W] at the resolution of the model's input.
 
@@ -281,7 +285,7 @@ def pixel_method(
             return [terms(batch, raw) for raw in raws] if terms else []
 
         about = name, one, needs, cost, paper, "pixel", signed, _formula(compute), True
-        METHODS.add(name, Method(*about, its_terms if terms else None, options))  # type: ignore[arg-type]
+        METHODS.add(name, Method(*about, its_terms if terms else None, options, good_for))  # type: ignore[arg-type]
         return compute
 
     return decorate
