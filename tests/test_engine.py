@@ -18,6 +18,7 @@ from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
 from camcli.engine.methods import METHODS
 from camcli.engine.methods.maps import scale
 from camcli.engine.tap import cut
+from camcli.engine.targets import Target, likeliest
 from camcli.errors import ItemError
 from camcli.models.loaded import LoadedModel
 from tests.conftest import loaded
@@ -38,7 +39,7 @@ def pixels(count: int, side: int = 64, seed: int = 0) -> Tensor:
 
 def explanations(engine: Engine, batch: Tensor, targets: list[int]) -> list[Explanation]:
     """All must succeed."""
-    answers = engine.explain(batch, lambda probabilities: targets)
+    answers = engine.explain(batch, lambda probabilities: [Target(index) for index in targets])
     assert all(isinstance(answer, Explanation) for answer in answers)
     return [answer for answer in answers if isinstance(answer, Explanation)]
 
@@ -156,7 +157,7 @@ def test_each_image_has_its_own_targets() -> None:
     model = loaded(timm.create_model("test_resnet", num_classes=5), classes=5)
     engine = Engine(model, [resolve_layer(model.module, (64, 64))], [GRADCAM])
     wanted = iter([[0], [], [3, 1, 2]])
-    answers = engine.explain(pixels(3), lambda probabilities: next(wanted))
+    answers = engine.explain(pixels(3), lambda probabilities: [Target(index) for index in next(wanted)])
     found = [a.heatmaps for a in answers if isinstance(a, Explanation)]
     assert [[h.target.index for h in maps if h.target] for maps in found] == [[0], [], [3, 1, 2]]
     [alone] = explanations(engine, pixels(3)[2:], [1])
@@ -174,7 +175,7 @@ def test_maps_agree_with_the_reference_package(name: str) -> None:
     layer = resolve_layer(model.module, (64, 64))
     engine = Engine(model, [layer], [GRADCAM])
     batch = pixels(2, side=128)
-    answers = engine.explain(batch, lambda probabilities: [int(probabilities.argmax())])
+    answers = engine.explain(batch, likeliest)
     ours = [answer for answer in answers if isinstance(answer, Explanation)]
     with GradCAM(model.module, [model.module.get_submodule(layer.name)]) as peer:
         # The peer differentiates with respect to parameters' graph, so inputs must ask for gradients.
@@ -215,7 +216,7 @@ def test_a_image_with_nan_logits_is_an_error_of_its_own() -> None:
     engine = Engine(loaded(NanFor()), [layer_of("conv")], [GRADCAM])
     batch = pixels(3).clamp(max=200)
     batch[1, 0, 0] = 255
-    kinds = [type(answer) for answer in engine.explain(batch, lambda probabilities: [0])]
+    kinds = [type(answer) for answer in engine.explain(batch, likeliest)]
     assert kinds == [Explanation, ItemError, Explanation]
 
 
@@ -233,5 +234,5 @@ def test_hooks_are_gone_after_success_and_error() -> None:
     engine = Engine(loaded(net, classes=3), [layer_of("conv")], [GRADCAM])
     explanations(engine, pixels(1), [0])
     with pytest.raises(RuntimeError):
-        engine.explain(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), lambda probabilities: [0])
+        engine.explain(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), likeliest)
     assert not net.conv._forward_hooks

@@ -27,6 +27,7 @@ from camcli.engine.methods.maps import (
     scale,
     scale_signed,
 )
+from camcli.engine.targets import Target
 from camcli.errors import ItemError
 from camcli.models.loaded import LoadedModel
 from camcli.pipeline.record import image_record
@@ -109,7 +110,7 @@ class OneNan(Small):
 
 def test_one_logit_that_is_not_a_number_fails_its_image_alone() -> None:
     engine = Engine(loaded(OneNan(), classes=CLASSES), [layer_of("last")], [METHODS.get("gradcam")])
-    one, other = engine.explain(pixels(2), lambda _: [1])
+    one, other = engine.explain(pixels(2), lambda _: [Target(1)])
     assert isinstance(one, ItemError)
     assert isinstance(other, Explanation)
 

@@ -13,7 +13,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from camcli.engine.engine import Engine, Explanation
 from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
 from camcli.engine.methods import METHODS, Batch, LayerView
 from camcli.engine.methods.table import listed, markdown
+from camcli.engine.targets import Target, likeliest
 from camcli.errors import ItemError, MethodError
 from camcli.images.decode import Preprocess
 from camcli.models.loaded import LoadedModel
@@ -71,9 +71,11 @@ def small() -> LoadedModel:
 LAST = layer_of("last")
 
 
-def heatmaps(engine: Engine, batch: Tensor, targets: list[int]) -> list[tuple[Heatmap, ...]]:
+def heatmaps(
+    engine: Engine, batch: Tensor, classes: list[int], against: int | None = None
+) -> list[tuple[Heatmap, ...]]:
     """Of each image; all must succeed."""
-    answers = engine.explain(batch, lambda probabilities: targets)
+    answers = engine.explain(batch, lambda probabilities: [Target(index, against) for index in classes])
     assert all(isinstance(answer, Explanation) for answer in answers)
     return [answer.heatmaps for answer in answers if isinstance(answer, Explanation)]
 
@@ -117,8 +119,8 @@ def test_the_map_of_a_target_does_not_change_with_the_others_asked(name: str) ->
 
 @pytest.mark.parametrize("smoothing", ["none", "aug"])
 def test_a_map_of_no_class_is_made_once_for_each_image(smoothing: str) -> None:
-    engine = engine_for("gradcam", "eigencam", smoothing=smoothing, against=4)
-    wanted = iter([[0, 2], [], [1], [], []])
+    engine = engine_for("gradcam", "eigencam", smoothing=smoothing)
+    wanted = iter([[Target(0, 4), Target(2, 4)], [], [Target(1, 4)], [], []])
     answers = [*engine.explain(pixels(3), lambda _: next(wanted)), *engine.explain(pixels(2), lambda _: next(wanted))]
     found = [answer.heatmaps for answer in answers if isinstance(answer, Explanation)]
     asked = [[(h.method, h.target and h.target.index, h.against and h.against.index) for h in maps] for maps in found]
@@ -176,7 +178,7 @@ def test_nothing_is_left_behind_by_an_error(name: str, error: type[BaseException
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Linear, "forward", fail)
         with pytest.raises((error, MethodError)):
-            engine_for(name, model=model).explain(pixels(1), lambda _: [1])
+            engine_for(name, model=model).explain(pixels(1), lambda _: [Target(1)])
     assert state(model.module) == before
 
 
@@ -204,7 +206,7 @@ def test_cam_makes_no_graph_and_refuses_where_it_does_not_hold() -> None:
     assert not engine.forward(engine.normalise(pixels(1))).logits.requires_grad
     refusing = Engine(small(), [layer_of("conv2")], [METHODS.get("cam")])
     with pytest.raises(MethodError, match="global average pooling"):
-        refusing.explain(pixels(1), lambda _: [0])
+        refusing.explain(pixels(1), lambda _: [Target(0)])
 
 
 def test_cam_finds_a_head_that_is_a_convolution() -> None:
@@ -248,7 +250,7 @@ def test_contrast_explains_the_difference_of_two_logits(name: str) -> None:
     head.weight[1] -= head.weight[3].clone()
     assert head.bias is not None
     head.bias[1] -= head.bias[3].clone()
-    [[contrast]] = heatmaps(engine_for(name, model=model, against=3), pixels(1), [1])
+    [[contrast]] = heatmaps(engine_for(name, model=model), pixels(1), [1], against=3)
     [[direct]] = heatmaps(engine_for(name, model=difference), pixels(1), [1])
     assert contrast.against is not None
     assert contrast.against.label == "class_3"
@@ -286,7 +288,7 @@ def test_a_map_that_is_not_finite_is_an_error_of_that_image(name: str) -> None:
         return raws
 
     engine.methods = (replace(method, compute=spoilt),)
-    first, second = engine.explain(pixels(2), lambda _: [1])
+    first, second = engine.explain(pixels(2), lambda _: [Target(1)])
     assert isinstance(first, Explanation)
     assert isinstance(second, ItemError)
     assert (second.stage, second.kind) == ("forward", "NotFinite")
@@ -319,15 +321,10 @@ def test_half_precision_gives_the_maps_of_full_precision_on_trained_weights(name
     layer = resolve_layer(model.module, model.preprocess.size)
     batch = torch.from_numpy(np.stack([scene(1, index).image for index in range(4)]))
     full, half = (Engine(model, [layer], [METHODS.get(name)], "cpu", precision) for precision in ("fp32", "bf16"))
-    for a, b in zip(full.explain(batch, top), half.explain(batch, top), strict=True):
+    for a, b in zip(full.explain(batch, likeliest), half.explain(batch, likeliest), strict=True):
         assert isinstance(a, Explanation)
         assert isinstance(b, Explanation)
         assert correlation(a.heatmaps[0].heat, b.heatmaps[0].heat) > 0.98
-
-
-def top(probabilities: NDArray[np.float32]) -> list[int]:
-    """The most probable class."""
-    return [int(probabilities.argmax())]
 
 
 def test_the_table_in_the_readme_is_that_of_the_registry() -> None:

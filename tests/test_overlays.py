@@ -18,6 +18,7 @@ from PIL import Image
 from camcli.config.schema import OverlayConfig, RunConfig
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.methods import METHODS
+from camcli.engine.targets import Target
 from camcli.images.decode import LoadedImage, Preprocess, load_image
 from camcli.images.find import Item
 from camcli.images.geometry import hot_box, peak
@@ -281,7 +282,7 @@ def test_a_turned_portrait_is_painted_upright(
     image = load_image(tmp_path / "x.jpg", preprocess, whole=size == "original")
     assert (image.size, image.seen) == ((480, 720), Box(0, 120, 480, 600))
     engine = Engine(loaded(RedDetector(), preprocess), [LAYER], [METHODS.get("gradcam")])
-    [answer] = engine.explain(torch.from_numpy(image.input)[None], lambda _: [0])
+    [answer] = engine.explain(torch.from_numpy(image.input)[None], lambda _: [Target(0)])
     assert isinstance(answer, Explanation)
     [heatmap] = answer.heatmaps
     config = OverlayConfig(format="png", colormap="gray", alpha=1, size=size)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from camcli.config.schema import Smoothing
 from camcli.engine.engine import Explanation
 from camcli.engine.methods import METHODS
+from camcli.engine.targets import Target
 from tests import oracles, peers
 from tests.nets import Net, inputs
 from tests.parity import Case, agreement
@@ -170,7 +171,7 @@ def test_explanations_pass_through_the_same_maps() -> None:
     case = case_of("resnet18")
     engine = case.engine("gradcam")
     pixels = torch.randint(0, 256, (1, 128, 128, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    [answer] = engine.explain(pixels, lambda _: [case.target])
+    [answer] = engine.explain(pixels, lambda _: [Target(case.target)])
     assert isinstance(answer, Explanation)
     theirs = peers.grad_cam("gradcam", case.module, case.net.path, engine.normalise(pixels), case.target)
     heat = torch.from_numpy(answer.heatmaps[0].heat)[None, None]

@@ -14,6 +14,7 @@ from camcli.config.schema import Crop, InputConfig, OverlayConfig
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.layers import Layout, Tap, TargetLayer
 from camcli.engine.methods import METHODS
+from camcli.engine.targets import Target
 from camcli.images.decode import LoadedImage, Preprocess, load_image
 from camcli.images.geometry import hot_box, peak, place, strips
 from camcli.records import Box, Heatmap
@@ -38,7 +39,7 @@ def explained(path: Path, crop: Crop) -> tuple[LoadedImage, Heatmap]:
     model = loaded(RedDetector(), preprocess.override(InputConfig(crop=crop)))
     image = load_image(path, model.preprocess)
     engine = Engine(model, [LAYER], [METHODS.get("gradcam")])
-    [answer] = engine.explain(torch.from_numpy(image.input)[None], lambda probabilities: [0])
+    [answer] = engine.explain(torch.from_numpy(image.input)[None], lambda probabilities: [Target(0)])
     assert isinstance(answer, Explanation)
     return image, answer.heatmaps[0]
 

@@ -23,7 +23,7 @@ from camcli.engine.engine import Engine, Explanation
 from camcli.engine.layers import Layout, Tap, TargetLayer
 from camcli.engine.methods import METHODS
 from camcli.engine.precision import CHECKABLE, Choice, Guard, choose_precision, correlation, native, spread
-from camcli.engine.targets import Chooser, chooser, ranked
+from camcli.engine.targets import Chooser, chooser, likeliest
 from camcli.errors import ItemError
 from camcli.pipeline import workers
 from camcli.pipeline.engines import Engines, redo_size
@@ -82,12 +82,7 @@ def coloured(count: int) -> Tensor:
     return found
 
 
-def top(probabilities: NDArray[np.float32]) -> list[int]:
-    """The most probable class."""
-    return ranked(probabilities, 1)
-
-
-def choice(engine: Engine, inputs: Tensor, choose: Chooser = top, images: int = 1000) -> Choice:
+def choice(engine: Engine, inputs: Tensor, choose: Chooser = likeliest, images: int = 1000) -> Choice:
     """For a run of so many images, some of which are `inputs`."""
     return choose_precision(engine, images, lambda: inputs, choose)
 
@@ -155,7 +150,7 @@ def test_what_cannot_be_compared_or_pays_too_little_is_fp32(monkeypatch: pytest.
     assert choice(engine, coloured(4)).used == "fp32"
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"bf16": True}, raising=False)
     assert choice(engine, torch.empty(0)) == Choice("fp32", "there was no image to compare precisions on")
-    few = choose_precision(engine, 63, lambda: pytest.fail("looked at"), top)
+    few = choose_precision(engine, 63, lambda: pytest.fail("looked at"), likeliest)
     assert few == Choice("fp32", "comparing precisions pays for 64 images or more, not for 63")
 
 
@@ -203,7 +198,7 @@ def test_no_decision_that_rounding_may_change_is_trusted(activation: str, target
         error = rng.choice([-0.099, 0.099], 6).astype(np.float32)
         rough, full = answer(exact + error, activation), answer(exact, activation)
         doubt = guard.doubts(rough, choose, activation)
-        differs = any(sorted(pick(rough.probabilities)) != sorted(pick(full.probabilities)) for pick in (choose, top))
+        differs = any({*pick(rough.probabilities)} != {*pick(full.probabilities)} for pick in (choose, likeliest))
         assert doubt or not differs
         doubted, changed = doubted + doubt, changed + differs
     assert 0 < changed < doubted < 1000
@@ -212,8 +207,8 @@ def test_no_decision_that_rounding_may_change_is_trusted(activation: str, target
 def test_the_guard_is_no_stricter_than_its_bound() -> None:
     guard = Guard(0.2, {})
     for gap, doubt in ((0.19, True), (0.21, False)):
-        assert guard.doubts(answer(np.array([gap, 0, -3], np.float32), "softmax"), top, "softmax") is doubt
-    assert guard.doubts(ItemError("forward", "NotFinite", "infinite"), top, "softmax")
+        assert guard.doubts(answer(np.array([gap, 0, -3], np.float32), "softmax"), likeliest, "softmax") is doubt
+    assert guard.doubts(ItemError("forward", "NotFinite", "infinite"), likeliest, "softmax")
 
 
 def test_maps_of_little_spread_are_in_doubt() -> None:
@@ -222,7 +217,7 @@ def test_maps_of_little_spread_are_in_doubt() -> None:
     for high, doubt in ((0.19, True), (0.21, False)):
         heatmap = Heatmap("gradcam", "", Prediction(0, "", 1, 5), heat, -1.0, high, empty=False)
         assert spread(heatmap) == pytest.approx(high / 2)
-        assert Guard(0.1, {"gradcam": 0.1}).doubts(answer(clear, "softmax", heatmap), top, "softmax") is doubt
+        assert Guard(0.1, {"gradcam": 0.1}).doubts(answer(clear, "softmax", heatmap), likeliest, "softmax") is doubt
     lifted = Heatmap("gradcam", "", Prediction(0, "", 1, 5), heat, 10.0, 10.4, empty=False)
     assert spread(lifted) == pytest.approx(0.2)
 
@@ -350,8 +345,8 @@ def test_what_overflows_in_16_bits_is_explained_in_fp32() -> None:
     bright, dark = coloured(2).clamp(min=200), coloured(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "network", half_network)
-        doubts = partial(Guard(0.0, {"gradcam": 0.0}).doubts, choose=top, activation="softmax")
-        engines = Engines([engine], Engine.explain, top, 4, doubts)
+        doubts = partial(Guard(0.0, {"gradcam": 0.0}).doubts, choose=likeliest, activation="softmax")
+        engines = Engines([engine], Engine.explain, likeliest, 4, doubts)
         found = engines._answers(engine, torch.cat([bright, dark]))
         assert [type(one) for one in found] == [ItemError, ItemError, Explanation, Explanation]
         engines._ask_again(doubts, engine, torch.cat([bright, dark]), found)

@@ -15,6 +15,7 @@ from camcli.config.schema import OptionsConfig
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.layers import resolve_layer
 from camcli.engine.methods import METHODS
+from camcli.engine.targets import Target
 from tests.conftest import Ended, loaded, save_image
 from tests.test_engine import pixels
 from tests.test_run import TINY
@@ -53,7 +54,7 @@ def spent(
     """Rows beside the batch's own forward pass, when each image is asked its `wanted` classes; and the answers."""
     rows.clear()
     targets = iter(wanted)
-    answers = engine.explain(batch, lambda _: next(targets), count)
+    answers = engine.explain(batch, lambda _: [Target(index) for index in next(targets)], count)
     assert rows[0] == len(batch)
     return sum(rows[1:]), [answer for answer in answers if isinstance(answer, Explanation)]
 

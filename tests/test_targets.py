@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from camcli.config.schema import TargetsConfig
-from camcli.engine.targets import against, chooser, ranked
+from camcli.engine.targets import Target, chooser, ranked, target_weights
 from camcli.errors import ConfigError
 
 LABELS = ("tench, Tinca tinca", "crane", "crane bird, crane", "Crane Fly", "vase", "jar, vase", "drake", "drake")
 
 
-def chosen(config: object, *probabilities: float) -> list[int]:
+def targets(config: object, *probabilities: float) -> list[Target]:
     """For an image with these probabilities."""
     return chooser(TargetsConfig.model_validate(config), LABELS)(np.array(probabilities, dtype=np.float32))
+
+
+def chosen(config: object, *probabilities: float) -> list[int | None]:
+    """The classes of `targets`."""
+    return [target.index for target in targets(config, *probabilities)]
 
 
 def test_classes_named_twice_are_explained_once_in_the_order_given() -> None:
@@ -40,9 +46,14 @@ def test_the_most_probable_are_ranked_with_ties_in_order_of_index(most: int) -> 
 
 
 def test_a_contrast_explains_the_first_against_the_second() -> None:
-    config = TargetsConfig.model_validate({"contrast": ["vase", "tench"]})
-    assert chosen({"contrast": ["vase", "tench"]}, *[0.1] * 8) == [4]
-    assert against(config, LABELS) == 0
-    assert against(TargetsConfig(top=1), LABELS) is None
+    assert targets({"contrast": ["vase", "tench"]}, *[0.1] * 8) == [Target(4, against=0)]
+    assert targets({"classes": ["vase"]}, *[0.1] * 8) == [Target(4, against=None)]
     with pytest.raises(ConfigError, match="twice the same class, 'crane'"):
-        against(TargetsConfig.model_validate({"contrast": ["crane", 1]}), LABELS)
+        targets({"contrast": ["crane", 1]}, *[0.1] * 8)
+
+
+def test_a_target_is_a_score_of_the_logits_of_its_own_image() -> None:
+    logits = torch.tensor([[1.0, 2, 4], [8, 16, 32], [64, 128, 256], [512, 1024, 2048]])
+    asked = [Target(2), Target(1, against=0), None]
+    assert (logits * target_weights(asked, logits)).sum(dim=1).tolist() == [4, 16 - 8, 0, 0]
+    assert not target_weights([Target()] * 4, logits).any()

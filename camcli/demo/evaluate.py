@@ -29,6 +29,7 @@ from camcli.demo.scenes import Scene, scene
 from camcli.engine.engine import Engine
 from camcli.engine.layers import resolve_layer
 from camcli.engine.methods import METHODS
+from camcli.engine.targets import Target
 from camcli.errors import ItemError
 from camcli.images.decode import Preprocess
 from camcli.models.demo import LABELS, MEAN, SIZE, STD, WEIGHTS
@@ -92,10 +93,11 @@ def load(weights: Path) -> LoadedModel:
 
 def _explained(engine: Engine, scenes: int, seed: int) -> Iterator[tuple[Scene, tuple[Heatmap, ...]]]:
     """Each image with one heatmap per label, in order of LABELS."""
+    targets = [Target(index) for index in range(len(LABELS))]
     for start in range(0, scenes, BATCH):
         drawn = [scene(seed, index) for index in range(start, min(start + BATCH, scenes))]
         pixels = torch.from_numpy(np.stack([d.image for d in drawn]))
-        for one, explanation in zip(drawn, engine.explain(pixels, lambda _: list(range(len(LABELS)))), strict=True):
+        for one, explanation in zip(drawn, engine.explain(pixels, lambda _: targets), strict=True):
             if isinstance(explanation, ItemError):
                 raise explanation
             yield one, explanation.heatmaps

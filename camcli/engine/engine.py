@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from camcli.engine.methods.lift import curvatures_of, gradients_of
 from camcli.engine.methods.maps import REASONS, Maps, along, mean_of, merge, principal, rounding
 from camcli.engine.methods.options import options_of
 from camcli.engine.tap import Past, Tail, cut, noting
-from camcli.engine.targets import Chooser, ranked
+from camcli.engine.targets import Chooser, Target, ranked, target_weights
 from camcli.errors import ItemError, MethodError
 from camcli.models.loaded import LoadedModel
 from camcli.records import Heatmap, Precision, Prediction
@@ -74,7 +75,6 @@ class Pass:
 class Engine:
     """Explains batches with one model, its target layers and a list of methods.
 
-    against: a class that every target is contrasted with: why the target rather than that one.
     timing: gives a context for each of its two steps, for whoever measures; nobody does at first.
     options: of each method that has any, checked. Raises ConfigError for those that no method has, and MethodError for
     methods that cannot be smoothed as asked.
@@ -89,7 +89,6 @@ class Engine:
         precision: Precision = "fp32",
         options: OptionsConfig | None = None,
         smoothing: Smoothing = "none",
-        against: int | None = None,
     ) -> None:
         self.model = model
         self.methods = tuple(methods)
@@ -102,7 +101,6 @@ class Engine:
         self.chunk = asked.chunk
         self.options = options_of(self.methods, asked)
         self.smoothing = smoothing
-        self.against = against
         self.timing: Timing = _untimed
         self._mean = torch.tensor(model.preprocess.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(model.preprocess.std, device=self.device).view(1, 3, 1, 1)
@@ -144,20 +142,20 @@ class Engine:
         self, plain: Pass, logits: Tensor, probabilities: NDArray[np.float32], choose: Chooser
     ) -> list[Explanation | ItemError]:
         finite = torch.isfinite(logits).all(dim=1).tolist()[: len(probabilities)]
-        chosen = [choose(p) if ok else [] for p, ok in zip(probabilities, finite, strict=True)]
-        asked = self._asked(
-            [self._target_weights(logits, [c[r : r + 1] for c in chosen]) for r in range(max(map(len, chosen)))]
-        )
-        if not asked and (free := [method for method in self.methods if not method.class_specific]):
-            asked = [(torch.zeros_like(logits), free)]
+        targets = [choose(p) or [Target()] if ok else [] for p, ok in zip(probabilities, finite, strict=True)]
+        asked = self._asked([target_weights(one_each, logits) for one_each in zip_longest(*targets)])
+        if all(target.index is None for one in targets for target in one):
+            asked = [(weights, [m for m in methods if not m.class_specific]) for weights, methods in asked]
         rounds = [
             list(zip(methods, maps, strict=True))
             for (_, methods), maps in zip(asked, _arrays(self._maps(plain, asked)), strict=True)
         ]
         scores = logits.cpu().numpy()
         return [
-            self._explanation(i, probabilities[i], scores[i], chosen[i], rounds) if finite[i] else _not_finite("logits")
-            for i in range(len(chosen))
+            self._explanation(i, probabilities[i], scores[i], targets[i], rounds)
+            if finite[i]
+            else _not_finite("logits")
+            for i in range(len(targets))
         ]
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -191,18 +189,6 @@ class Engine:
     def _probabilities(self, logits: Tensor) -> NDArray[np.float32]:
         values = logits.softmax(dim=1) if self.model.activation == "softmax" else logits.sigmoid()
         return values.cpu().numpy()
-
-    def _target_weights(self, logits: Tensor, classes: Sequence[Sequence[int]]) -> Tensor:
-        """[B,K]: 1 at each image's class, of which there may be none, and -1 at the class that it is held against.
-
-        Rows beyond `classes` ask nothing.
-        """
-        target_weights = np.zeros(logits.shape, dtype=np.float32)
-        for row, wanted in zip(target_weights, classes, strict=False):
-            row[list(wanted)] = 1
-            if wanted and self.against is not None:
-                row[self.against] -= 1
-        return torch.from_numpy(target_weights).to(logits.device)
 
     def maps(self, plain: Pass, target_weights: Sequence[Tensor]) -> list[list[Maps]]:
         """The methods' maps for each round of `target_weights`; those of no class are in the first one alone."""
@@ -323,26 +309,25 @@ class Engine:
         i: int,
         probabilities: NDArray[np.float32],
         logits: NDArray[np.float32],
-        chosen: Sequence[int],
+        targets: Sequence[Target],
         rounds: Sequence[Sequence[tuple[Method, Maps]]],
     ) -> Explanation | ItemError:
         def prediction(index: int) -> Prediction:
             return Prediction(index, self.model.labels[index], float(probabilities[index]), float(logits[index]))
 
-        against = None if self.against is None else prediction(self.against)
         heatmaps = []
-        targets: Sequence[int | None] = chosen or [None]
-        for index, found in zip(targets, rounds, strict=False):
+        for target, found in zip(targets, rounds, strict=False):
             for method, maps in found:
-                if index is None and method.class_specific:
+                if target.index is None and method.class_specific:
                     continue
                 heat, low, high = maps.heat[i].numpy(), float(maps.low[i]), float(maps.high[i])
                 if not (np.isfinite(heat).all() and np.isfinite([low, high]).all()):
                     return _not_finite(f"{method.name} map")
                 reason = REASONS[int(maps.reason[i])]
-                of = None if index is None or not method.class_specific else prediction(index)
+                classes = (target.index, target.against) if method.class_specific else (None, None)
+                of, against = (None if index is None else prediction(index) for index in classes)
                 raw = heat, low, high, bool(reason), method.signed
-                heatmaps.append(Heatmap(method.name, self.layer, of, *raw, against if of else None, reason))
+                heatmaps.append(Heatmap(method.name, self.layer, of, *raw, against, reason))
         top = tuple(prediction(k) for k in ranked(probabilities, TOP))
         return Explanation(top, tuple(heatmaps), logits, probabilities, self.precision)
 

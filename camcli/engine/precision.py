@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camcli.engine.engine import Engine, Explanation
-from camcli.engine.targets import Chooser
+from camcli.engine.targets import Chooser, Target, likeliest
 from camcli.errors import ItemError
 from camcli.images.geometry import Heat
 from camcli.records import Heatmap, Precision
@@ -49,15 +49,15 @@ class Guard:
             return True
         if any(spread(heatmap) < self.maps.get(heatmap.method, math.inf) for heatmap in answer.heatmaps):
             return True
-        return not all(self._holds(answer, pick, activation) for pick in (_first, choose))
+        return not all(self._holds(answer, pick, activation) for pick in (likeliest, choose))
 
     def _holds(self, answer: Explanation, pick: Chooser, activation: str) -> bool:
         """Whether `pick` picks the same classes when these lose and all others gain, and when all lose or gain."""
-        picked = sorted(pick(answer.probabilities))
+        picked = _classes(pick, answer.probabilities)
         opposed = np.full(len(answer.logits), self.logits / 2, dtype=np.float32)
         opposed[picked] *= -1
         shifts = opposed, np.float32(-self.logits), np.float32(self.logits)
-        return all(sorted(pick(_shifted(answer, shift, activation))) == picked for shift in shifts)
+        return all(_classes(pick, _shifted(answer, shift, activation)) == picked for shift in shifts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,8 @@ def _unchecked(engine: Engine) -> str:
 
 
 def _judged(half: Literal["bf16", "fp16"], engine: Engine, inputs: Tensor, choose: Chooser) -> Choice:
-    def some(probabilities: NDArray[np.float32]) -> list[int]:
-        return choose(probabilities) or _first(probabilities)
+    def some(probabilities: NDArray[np.float32]) -> list[Target]:
+        return choose(probabilities) or likeliest(probabilities)
 
     activation = engine.model.activation
     pairs = list(zip(*(engine.at(p).explain(inputs, some) for p in ("fp32", half)), strict=True))
@@ -151,7 +151,7 @@ def same(full: Answer, half: Answer, choose: Chooser) -> bool:
     """Whether both have the same first class and targets, and maps that correlate by at least 0.99."""
     if isinstance(full, ItemError) or isinstance(half, ItemError):
         return isinstance(full, ItemError) and isinstance(half, ItemError)
-    if any(sorted(pick(full.probabilities)) != sorted(pick(half.probabilities)) for pick in (_first, choose)):
+    if any(_classes(pick, full.probabilities) != _classes(pick, half.probabilities) for pick in (likeliest, choose)):
         return False
     return all(correlation(one.heat, other.heat) >= AGREEMENT for one, other in _maps(full, half))
 
@@ -163,8 +163,8 @@ def _maps(full: Explanation, half: Explanation) -> list[tuple[Heatmap, Heatmap]]
     return [(one, named[key]) for one, key in zip(full.heatmaps, keys, strict=True) if key in named]
 
 
-def _first(probabilities: NDArray[np.float32]) -> list[int]:
-    return [int(probabilities.argmax())]
+def _classes(pick: Chooser, probabilities: NDArray[np.float32]) -> list[int]:
+    return sorted(target.index for target in pick(probabilities) if target.index is not None)
 
 
 def _shifted(answer: Explanation, shift: NDArray[np.float32] | np.float32, activation: str) -> NDArray[np.float32]:

@@ -1,49 +1,86 @@
-"""Which classes of each image are explained."""
+"""Targets: what of each image's logits a heatmap explains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from camcli.config.schema import TargetsConfig
 from camcli.errors import ConfigError
 from camcli.models.classes import class_index
 
-Chooser = Callable[[NDArray[np.float32]], list[int]]
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A score of one image: the logit of a class, less that of the class that it is contrasted with.
+
+    index: the class; None asks for no class, and so only for maps that need none. against: None: nothing.
+    """
+
+    index: int | None = None
+    against: int | None = None
+
+    @property
+    def weights(self) -> dict[int, float]:
+        """The score is the sum of weight times logit over these classes."""
+        if self.index is None:
+            return {}
+        return {self.index: 1.0} if self.against is None else {self.index: 1.0, self.against: -1.0}
+
+
+Chooser = Callable[[NDArray[np.float32]], list[Target]]
 
 
 def chooser(config: TargetsConfig, labels: Sequence[str]) -> Chooser:
-    """A function from one image's probabilities [K] to class indices, most probable first or as listed.
+    """A function from one image's probabilities [K] to its targets, most probable first or as listed.
 
     Raises ConfigError for a class that the model does not have.
     """
     if config.contrast is not None:
-        wanted = class_index(config.contrast[0], labels)
-        return lambda probabilities: [wanted]
+        contrast = _contrast(config.contrast, labels)
+        return lambda probabilities: [contrast]
     if config.classes is not None:
-        listed = list(dict.fromkeys(class_index(c, labels) for c in config.classes))
+        listed = [Target(index) for index in dict.fromkeys(class_index(c, labels) for c in config.classes)]
         return lambda probabilities: listed
     if config.above is not None:
         threshold, fallback = config.above, 1 if config.otherwise else 0
-        return lambda probabilities: _above(probabilities, threshold) or ranked(probabilities, fallback)
-    return lambda probabilities: ranked(probabilities, config.top)
+        return lambda probabilities: _above(probabilities, threshold) or likeliest(probabilities, fallback)
+    return lambda probabilities: likeliest(probabilities, config.top)
 
 
-def _above(probabilities: NDArray[np.float32], threshold: float) -> list[int]:
-    """Most probable first; compared as Python's floats, as whoever reads the record compares them."""
-    return [i for i in ranked(probabilities) if float(probabilities[i]) >= threshold]
+def likeliest(probabilities: NDArray[np.float32], most: int | None = 1) -> list[Target]:
+    """The `most` most probable classes."""
+    return [Target(index) for index in ranked(probabilities, most)]
 
 
-def against(config: TargetsConfig, labels: Sequence[str]) -> int | None:
-    """The class that targets are contrasted with, if any; raises ConfigError for one that does not serve."""
-    if config.contrast is None:
-        return None
-    first, second = (class_index(c, labels) for c in config.contrast)
+def target_weights(targets: Sequence[Target | None], logits: Tensor) -> Tensor:
+    """float32 [B,K], of which each row times the image's logits [K] is its target's score.
+
+    None and rows beyond `targets` ask nothing: zeros.
+    """
+    rows = np.zeros(logits.shape, dtype=np.float32)
+    for row, target in zip(rows, targets, strict=False):
+        for index, weight in (target.weights if target else {}).items():
+            row[index] += weight
+    return torch.from_numpy(rows).to(logits.device)
+
+
+def _contrast(classes: Sequence[int | str], labels: Sequence[str]) -> Target:
+    """Why the first class rather than the second; raises ConfigError where they are the same."""
+    first, second = (class_index(c, labels) for c in classes)
     if first == second:
-        raise ConfigError(f"targets.contrast: {config.contrast} is twice the same class, {labels[first]!r}")
-    return second
+        raise ConfigError(f"targets.contrast: {tuple(classes)} is twice the same class, {labels[first]!r}")
+    return Target(first, second)
+
+
+def _above(probabilities: NDArray[np.float32], threshold: float) -> list[Target]:
+    """Most probable first; compared as Python's floats, as whoever reads the record compares them."""
+    return [Target(i) for i in ranked(probabilities) if float(probabilities[i]) >= threshold]
 
 
 def ranked(probabilities: NDArray[np.float32], most: int | None = None) -> list[int]:

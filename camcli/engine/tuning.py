@@ -9,6 +9,7 @@ import torch
 from camcli.engine.engine import Engine
 from camcli.engine.folding import fold
 from camcli.engine.tap import cut, noting
+from camcli.engine.targets import likeliest
 from camcli.errors import ConfigError
 
 
@@ -51,7 +52,7 @@ def warm_up(engine: Engine, batch_size: int) -> None:
     """One batch, so that compiling fails before the run if it fails; raises ConfigError."""
     pixels = torch.zeros(batch_size, *engine.model.preprocess.size, 3, dtype=torch.uint8)
     try:
-        engine.explain(pixels, lambda probabilities: [0])
+        engine.explain(pixels, likeliest)
     except Exception as error:  # the compiler raises many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"runtime.compile: cannot be compiled here: {reason}; set it to false") from None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camcli.engine.engine import Engine
-from camcli.engine.targets import Chooser
+from camcli.engine.targets import Chooser, Target, likeliest
 from camcli.errors import CamcliError, ItemError
 from camcli.pipeline.faults import device_lost, every_image_fails, lost, out_of_memory
 
@@ -154,8 +154,8 @@ class Engines(Generic[A]):
         size = (1, *self.preprocess.size, 3)
         return torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
-    def _choose_some(self, probabilities: NDArray[np.float32]) -> list[int]:
-        return self.choose(probabilities) or [int(probabilities.argmax())]
+    def _choose_some(self, probabilities: NDArray[np.float32]) -> list[Target]:
+        return self.choose(probabilities) or likeliest(probabilities)
 
 
 def redo_size(batch_size: int) -> int:

@@ -22,7 +22,7 @@ from camcli.config.schema import OverlayConfig, RunConfig
 from camcli.engine.engine import Engine
 from camcli.engine.layers import TargetLayer, resolve_layer
 from camcli.engine.methods import METHODS
-from camcli.engine.targets import against, chooser
+from camcli.engine.targets import chooser
 from camcli.engine.tuning import tune
 from camcli.errors import ConfigError, ItemError, LayerError
 from camcli.images import geometry
@@ -120,10 +120,9 @@ class Explainer:
     def _engine(self, model: LoadedModel) -> Engine:
         config = self.config
         methods = [METHODS.get(name) for name in config.methods]
-        contrast = against(config.targets, model.labels)
         precision = "fp32" if config.runtime.precision == "auto" else config.runtime.precision
         layers = _layers(model, config)
-        engine = Engine(model, layers, methods, self._device, precision, config.options, config.smoothing, contrast)
+        engine = Engine(model, layers, methods, self._device, precision, config.options, config.smoothing)
         tune(engine, compile_=config.runtime.compile)
         return engine
 

@@ -20,7 +20,7 @@ from camcli.engine.layers import Candidate, TargetLayer, list_candidates, resolv
 from camcli.engine.methods import METHODS
 from camcli.engine.methods.options import options_of
 from camcli.engine.precision import Choice, Guard, choose_precision
-from camcli.engine.targets import against, chooser
+from camcli.engine.targets import chooser
 from camcli.engine.tuning import compile_backbone, replicas, tune, warm_up
 from camcli.errors import ConfigError, ItemError
 from camcli.images.decode import Preprocess, load_image
@@ -103,17 +103,16 @@ def prepare(
 
 def rehearse(config: RunConfig, offline: bool = False) -> None:
     """Load what a run of `config` would load; raises what it would raise before its first image."""
-    engine, _ = _engine(config, devices_of(config.runtime.device)[0], offline)
-    chooser(config.targets, engine.model.labels)
+    _engine(config, devices_of(config.runtime.device)[0], offline)
 
 
 def _engine(config: RunConfig, device: torch.device, offline: bool) -> tuple[Engine, list[TargetLayer]]:
     methods = [METHODS.get(name) for name in config.methods]
     options_of(methods, config.options)  # raises before weights are loaded
     model = load_model(config.model, config.input, offline)
+    chooser(config.targets, model.labels)  # raises before layers are searched
     layers = resolve_layers(model, config)
-    contrast = against(config.targets, model.labels)
-    return Engine(model, layers, methods, device, "fp32", config.options, config.smoothing, contrast), layers
+    return Engine(model, layers, methods, device, "fp32", config.options, config.smoothing), layers
 
 
 def _precision(config: RunConfig, engine: Engine, items: Sequence[Item], earlier: Manifest | None) -> Choice:

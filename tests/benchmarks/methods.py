@@ -31,6 +31,7 @@ from camcli.demo.scenes import Scene, scene
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
 from camcli.engine.methods import METHODS
+from camcli.engine.targets import Target
 from camcli.errors import MethodError
 from camcli.images.decode import Preprocess
 from camcli.models.demo import SIZE
@@ -85,7 +86,9 @@ def measured(model: LoadedModel, name: str, scenes: int, seed: int) -> Row:
 
 def explained(engine: Engine, drawn: Scene) -> Iterator[NDArray[np.float32]]:
     """The heat of each shape in the image; a map of no class stands for all of them."""
-    [answer] = engine.explain(torch.from_numpy(drawn.image)[None], lambda _: [label for label, _ in drawn.shapes])
+    [answer] = engine.explain(
+        torch.from_numpy(drawn.image)[None], lambda _: [Target(label) for label, _ in drawn.shapes]
+    )
     assert isinstance(answer, Explanation)
     found = {heatmap.target.index if heatmap.target else None: heatmap.heat for heatmap in answer.heatmaps}
     return (found.get(label, found.get(None)) for label, _ in drawn.shapes)  # type: ignore[misc]

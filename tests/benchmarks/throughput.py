@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from camcli.config.schema import RunConfig
 from camcli.engine.engine import Engine
 from camcli.engine.layers import TargetLayer
+from camcli.engine.targets import likeliest
 from camcli.errors import ItemError
 from camcli.images.find import discover
 from camcli.images.memory import keep_freed_memory
@@ -133,7 +134,7 @@ def ours(engines: Sequence[Engine], pixels: Tensor) -> Work:
     """camcli's engines, each on a batch uint8 [B,H,W,3] at the same time."""
 
     def one(engine: Engine) -> object:
-        answers = engine.explain(pixels, lambda probabilities: [int(probabilities.argmax())])
+        answers = engine.explain(pixels, likeliest)
         heats = [torch.from_numpy(a.heatmaps[0].heat) for a in answers if not isinstance(a, ItemError)]
         return F.interpolate(torch.stack(heats)[:, None], size=pixels.shape[1:3], mode="bilinear")
 
