@@ -79,7 +79,7 @@ def build(source: str, name: str) -> tuple[nn.Module, tuple[int, int]]:
     torch.manual_seed(0)
     config = ModelConfig(source=source, name=name, weights="none")
     library = model_source(source)
-    module = library.build(config, None).eval().requires_grad_(False)
+    module = library.build(config, None).module.eval().requires_grad_(False)
     return module, library.preprocess(config, module).size
 
 

@@ -264,7 +264,7 @@ def test_check_finds_what_a_run_would_find_before_it_loads_weights(
         ("model: timm/resnet18d_nope\n", "unknown timm model"),
         ("model: {source: timm, name: resnet18, num_classes: 5}\n", "leave it out, or give your own weights file"),
         ("model: {source: timm, name: resnet18, weights: page.pth}\n", "a web page (HTML)"),
-        ("model: {source: timm, name: resnet18, weights: none, labels: l.txt, num_classes: 3}\n", "l.txt has 2 lines"),
+        ("model: {source: timm, name: resnet18, weights: none, labels: l.txt, num_classes: 3}\n", "l.txt has 2 labels"),
     ):
         ended = checked(camcli, path, text)
         assert (ended.code, ended.out) == (2, "")

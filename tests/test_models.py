@@ -54,7 +54,11 @@ def test_published_weights_of_vision_transformers_get_their_input_size() -> None
 
     config = ModelConfig(source="torchvision", name="vit_b_16.IMAGENET1K_SWAG_E2E_V1")
     expected = torchvision.models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1.meta["min_size"][0]
-    assert source.build(config, None).image_size == expected == source.preprocess(config, torch.nn.Identity()).size[0]
+    assert (
+        source.build(config, None).module.image_size
+        == expected
+        == source.preprocess(config, torch.nn.Identity()).size[0]
+    )
 
 
 @pytest.mark.parametrize(("kwargs", "side"), [({}, 518), ({"image_size": 224}, 224)])
@@ -63,7 +67,7 @@ def test_random_vision_transformers_fit_their_input_too(kwargs: dict[str, JsonVa
 
     config = ModelConfig(source="torchvision", name="vit_h_14", weights="none", kwargs=kwargs)
     with torch.device("meta"):
-        module = source.build(config, None)
+        module = source.build(config, None).module
     assert module.image_size == side == source.preprocess(config, module).size[0]
 
 
@@ -100,7 +104,7 @@ def test_an_input_size_that_a_model_cannot_take_is_named() -> None:
 
 def test_labels_must_be_as_many_as_classes(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("one\ntwo\n")
-    with pytest.raises(ConfigError, match="has 2 lines, the model 3 classes"):
+    with pytest.raises(ConfigError, match="has 2 labels, the model 3 classes"):
         load(source="timm", name="test_resnet", num_classes=3, labels=str(tmp_path / "l.txt"))
 
 
@@ -205,4 +209,4 @@ def test_weights_of_torchvisions_inceptions_meet_the_input_that_they_were_traine
     with torch.device("meta"):
         for weights, transformed in (("x.pth", True), ("none", False)):
             config = ModelConfig(source="torchvision", name="inception_v3", weights=weights)
-            assert bool(source.build(config, None).transform_input) == transformed
+            assert bool(source.build(config, None).module.transform_input) == transformed

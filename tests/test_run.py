@@ -175,7 +175,7 @@ def test_weights_from_a_file_and_what_is_said_of_bad_ones(camcli: Camcli, images
     wrong_head = f"model={{source: timm, name: test_resnet, num_classes: 5, weights: {tmp_path / 'good.pth'}}}"
     failed = camcli("run", images, "--out", tmp_path / "out", "-s", wrong_head)
     assert failed.code == 3
-    assert "check model.name, model.num_classes" in failed.err
+    assert "model.num_classes is 5, but its head has 4 rows: set it to 4, or leave it out" in failed.err
 
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18.a1_in1k"])

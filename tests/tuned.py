@@ -102,7 +102,7 @@ def build(name: str, side: int) -> nn.Module:
     torch.manual_seed(0)
     source, _, model = name.partition("/")
     config = ModelConfig(source=source, name=model, weights="none", num_classes=CLASSES)
-    module = model_source(source).build(config, None)
+    module = model_source(source).build(config, None).module
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d) and child.affine:
             nn.init.uniform_(child.weight, 0.5, 1.5)

@@ -69,8 +69,13 @@ class ModelConfig(Section):
         None, description="What the weights file must hash to; null: any."
     )
     kwargs: dict[str, JsonValue] = Field({}, description="Passed to the library's model function.")
-    num_classes: Positive | None = Field(None, description="Size of the head; null: the architecture's own.")
-    labels: str | None = Field(None, description="Text file, one label a line; null: the model's own.")
+    num_classes: Positive | None = Field(None, description="Size of the head; null: that in the weights file.")
+    checkpoint_key: str | None = Field(
+        None, description="Where in the file the weights are, such as `state_dict_ema`; null: they are looked for."
+    )
+    labels: str | tuple[str, ...] | None = Field(
+        None, description="A .txt (one label a line), .csv or .json file, or the labels; null: the model's own."
+    )
     activation: Literal["softmax", "sigmoid"] | None = Field(
         None, description="Logits to probabilities; null: softmax, and sigmoid for the demo model."
     )

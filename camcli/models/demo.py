@@ -11,7 +11,8 @@ from torch import nn
 
 from camcli.config.schema import ModelConfig
 from camcli.images.decode import Preprocess
-from camcli.models import weights
+from camcli.models.checkpoint import read_checkpoint
+from camcli.models.fit import Built, build_with
 from camcli.models.loaded import Entry
 
 LABELS = (
@@ -43,7 +44,7 @@ def names() -> list[str]:
 
 def entry(name: str, count_parameters: bool) -> Entry:
     """What is known of it; its weights are in the package."""
-    parameters = sum(t.numel() for t in weights.read_state_dict(WEIGHTS).values())
+    parameters = sum(t.numel() for t in read_checkpoint(WEIGHTS).tensors.values())
     return Entry("demo", name, True, True, (SIZE, SIZE), parameters)
 
 
@@ -56,13 +57,17 @@ def pretrained_file(config: ModelConfig, offline: bool) -> Path:
     return WEIGHTS
 
 
-def build(config: ModelConfig, file: Path | None) -> nn.Module:
+def build(config: ModelConfig, file: Path | None) -> Built:
     """The module with the weights of `file`, or random ones."""
+    if file is None:
+        return Built(_make())
+    return build_with(_make, read_checkpoint(file, config.checkpoint_key), len(LABELS), "the demo model")
+
+
+def _make(classes: int | None = len(LABELS)) -> nn.Module:
     import timm
 
-    module: nn.Module = timm.create_model(ARCH, num_classes=len(LABELS), **KWARGS)
-    if file:
-        weights.load(module, file, "the demo model")
+    module: nn.Module = timm.create_model(ARCH, num_classes=classes, **KWARGS)
     return module
 
 

@@ -28,6 +28,7 @@ class LoadedModel:
 
     labels: one for each of the K classes.
     weights: where they came from, for the manifest; weights_sha256 is None for random ones.
+    notes: what was unwrapped to come to them, and whatever else a user should know.
     """
 
     module: nn.Module
@@ -38,3 +39,4 @@ class LoadedModel:
     preprocess: Preprocess
     weights: str
     weights_sha256: str | None
+    notes: tuple[str, ...] = ()

@@ -16,7 +16,8 @@ from torch import nn
 from camcli.config.schema import InputConfig, ModelConfig, Source
 from camcli.errors import CamcliError, ConfigError, ModelError
 from camcli.images.decode import Preprocess
-from camcli.models.labels import read_labels
+from camcli.models.fit import Built
+from camcli.models.labels import given_labels
 from camcli.models.loaded import Entry, LoadedModel
 from camcli.models.offline import no_network
 from camcli.models.weights import recognise, sha256, short
@@ -40,7 +41,7 @@ class ModelSource(Protocol):
     def pretrained_file(self, config: ModelConfig, offline: bool) -> Path:
         """The file of the published weights; raises ModelError when it cannot be had."""
 
-    def build(self, config: ModelConfig, file: Path | None) -> nn.Module:
+    def build(self, config: ModelConfig, file: Path | None) -> Built:
         """The module with the weights of `file` (None: random); raises ConfigError or ModelError."""
 
     def preprocess(self, config: ModelConfig, module: nn.Module) -> Preprocess:
@@ -72,9 +73,11 @@ def fetch(model: str, offline: bool = False) -> Path:
 
 
 def labels_of(config: ModelConfig) -> tuple[str, ...]:
-    """The labels of a model, which is built without weights where nothing else tells them."""
+    """The labels of a model, which is built without published weights where nothing else tells them."""
     if config.labels:
-        return read_labels(Path(os.path.expanduser(config.labels)))
+        return given_labels(config.labels)
+    if config.weights not in ("pretrained", "none"):
+        return load_model(config, InputConfig()).labels
     source, bare = model_source(config.source), config.model_copy(update={"weights": "none"})
     source.check(bare)
     own = source.labels(bare, None) or ()
@@ -96,7 +99,8 @@ def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) 
     with no_network(offline):
         file = _weights_file(source, config, offline)
         _check_hash(config, file)
-        module = _built(source, config, file).eval().requires_grad_(False)
+        built = _built(source, config, file)
+    module = built.module.eval().requires_grad_(False)
     preprocess = source.preprocess(config, module).override(inputs)
     classes = _class_count(module, config.name, preprocess.size)
     default: Literal["softmax", "sigmoid"] = "sigmoid" if config.source == "demo" else "softmax"
@@ -104,11 +108,12 @@ def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) 
         module,
         config.source,
         config.name,
-        _labels(source, config, module, classes),
+        _labels(source, config, built, classes),
         config.activation or default,
         preprocess,
         str(file or "none"),
         sha256(file) if file else None,
+        _notes(config, built, classes),
     )
 
 
@@ -138,7 +143,7 @@ def _preprocess_of(module: nn.Module, name: str, given: Mapping[str, Any] | None
     return Preprocess(inputs.size, inputs.size, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "center").override(inputs)
 
 
-def _built(source: ModelSource, config: ModelConfig, file: Path | None) -> nn.Module:
+def _built(source: ModelSource, config: ModelConfig, file: Path | None) -> Built:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -194,12 +199,22 @@ def weights_file(config: ModelConfig) -> Path:
     return file
 
 
-def _labels(source: ModelSource, config: ModelConfig, module: nn.Module, classes: int) -> tuple[str, ...]:
-    """One for each class: the user's, the model's own, or class_17."""
+def _labels(source: ModelSource, config: ModelConfig, built: Built, classes: int) -> tuple[str, ...]:
+    """One for each class: the user's, those beside the weights, the model's own, or class_17."""
     if config.labels:
-        labels = read_labels(Path(os.path.expanduser(config.labels)))
+        labels = given_labels(config.labels)
         if len(labels) != classes:
-            raise ConfigError(f"model.labels: {config.labels} has {len(labels)} lines, the model {classes} classes")
+            where = f"{config.labels} has" if isinstance(config.labels, str) else "there are"
+            raise ConfigError(f"model.labels: {where} {len(labels)} labels, the model {classes} classes")
         return labels
-    own = source.labels(config, module) or ()
-    return own if len(own) == classes else tuple(f"class_{i}" for i in range(classes))
+    for own in (built.labels, source.labels(config, built.module)):
+        if own and len(own) == classes:
+            return own
+    return tuple(f"class_{i}" for i in range(classes))
+
+
+def _notes(config: ModelConfig, built: Built, classes: int) -> tuple[str, ...]:
+    """What was unwrapped, and labels beside the weights that could not be taken."""
+    if not built.labels or config.labels or len(built.labels) == classes:
+        return built.notes
+    return (*built.notes, f"its {len(built.labels)} labels are not taken, because the model has {classes} classes")

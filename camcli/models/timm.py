@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from camcli.config.schema import Crop, ModelConfig
 from camcli.errors import CamcliError, ConfigError, ModelError
 from camcli.images.decode import Preprocess
 from camcli.models import weights
+from camcli.models.checkpoint import Checkpoint, read_checkpoint
+from camcli.models.fit import CHECK, Built, build_with, fitted, unfit
 from camcli.models.loaded import Entry
 from camcli.registry import did_you_mean
 
@@ -105,36 +108,54 @@ def _fetched(cfg: Any, offline: bool) -> Path:
     raise ModelError(f"weights {repo}: the hub holds none of {', '.join(_hub_files(cfg))}")
 
 
-def build(config: ModelConfig, file: Path | None) -> nn.Module:
+def build(config: ModelConfig, file: Path | None) -> Built:
     """The module with the weights of `file`, or random ones."""
     check(config)
-    kwargs: dict[str, Any] = dict(config.kwargs)
-    if config.num_classes is not None:
-        kwargs["num_classes"] = config.num_classes
-    if file is not None:
-        return _with_weights(config, kwargs, file)
-    random: nn.Module = timm.create_model(config.name, **kwargs)
-    return random
-
-
-def _with_weights(config: ModelConfig, kwargs: dict[str, Any], file: Path) -> nn.Module:
-    """The module with what timm makes of `file`; timm knows no other place to take weights from."""
-    overlay: dict[str, Any] = {"url": None, "hf_hub_id": None, "source": ""}
+    if file is None:
+        return Built(_make(config, config.num_classes))
     if file.suffix == ".npz":
         weights.recognise(file)
-        overlay.update(file=str(file), custom_load=True)
-    else:
-        overlay.update(state_dict=weights.read_state_dict(file))
+        return Built(_by_timm(config, file, {"file": str(file), "custom_load": True}))
+    checkpoint = read_checkpoint(file, config.checkpoint_key)
     if config.weights == "pretrained":
-        return _loaded(config, kwargs, file, overlay)
-    # timm drops the head of a file whose class count differs from the published weights'.
-    plain = timm.create_model(config.name, **kwargs)
-    module = _loaded(config, kwargs, file, {**overlay, "num_classes": plain.num_classes, "label_offset": 0})
-    _refuse_untouched(config, file, overlay.get("state_dict"), plain, module)
+        return Built(_by_timm(config, file, {"state_dict": dict(checkpoint.tensors)}))
+    try:
+        return build_with(partial(_make, config), checkpoint, config.num_classes, f"timm's {config.name}")
+    except ModelError as error:
+        if (converted := _converted(config, checkpoint)) is None:
+            raise error from None
+        return converted
+
+
+def _make(config: ModelConfig, classes: int | None) -> nn.Module:
+    """With random weights, the same ones each time that a seed is set."""
+    torch.manual_seed(torch.initial_seed())
+    head = {} if classes is None else {"num_classes": classes}
+    module: nn.Module = timm.create_model(config.name, **head, **config.kwargs)
     return module
 
 
-def _loaded(config: ModelConfig, kwargs: dict[str, Any], file: Path, overlay: dict[str, Any]) -> nn.Module:
+def _converted(config: ModelConfig, checkpoint: Checkpoint) -> Built | None:
+    """With what timm makes of a file of another library or another input size; None where that does not fit either."""
+    plain = _make(config, config.num_classes)
+    fit = fitted(checkpoint, plain.state_dict())
+    try:
+        module = _by_timm(config, checkpoint.path, {"state_dict": dict(fit.tensors)})
+    except ModelError:
+        return None
+    if _untouched(fit.tensors, plain, module):
+        return None
+    return Built(module, checkpoint.labels, fit.notes(checkpoint.path))
+
+
+def _by_timm(config: ModelConfig, file: Path, given: dict[str, Any]) -> nn.Module:
+    """The module with what timm makes of weights, which it takes from nowhere else."""
+    overlay: dict[str, Any] = {"url": None, "hf_hub_id": None, "source": "", **given}
+    if config.weights != "pretrained":
+        # timm drops the head of a file whose class count differs from that of the published weights.
+        overlay.update(num_classes=_make(config, config.num_classes).num_classes, label_offset=0)
+    head = {} if config.num_classes is None else {"num_classes": config.num_classes}
+    kwargs = {**head, **config.kwargs}
     torch.manual_seed(torch.initial_seed())
     try:
         module: nn.Module = timm.create_model(config.name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
@@ -143,20 +164,19 @@ def _loaded(config: ModelConfig, kwargs: dict[str, Any], file: Path, overlay: di
     except Exception as error:  # timm's converters of checkpoints raise many kinds on foreign ones
         if config.weights == "pretrained" and isinstance(error, TypeError):
             raise  # about model.kwargs
-        raise weights.unfit(file, f"timm's {config.name}", weights.short(error)) from None
+        raise unfit(file, f"timm's {config.name}", f"{weights.short(error)}; {CHECK}") from None
     getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
     return module
 
 
-def _refuse_untouched(
-    config: ModelConfig, file: Path, given: Mapping[str, torch.Tensor] | None, plain: nn.Module, module: nn.Module
-) -> None:
+def _untouched(given: Mapping[str, torch.Tensor], plain: nn.Module, module: nn.Module) -> bool:
     """Some of timm's models pass over what a file lacks: it has no name there and is as random as in `plain`."""
     before = dict(plain.named_parameters())
     for name, after in module.named_parameters():
-        untouched = given is not None and name not in given and torch.equal(after, before[name])
+        untouched = name not in given and torch.equal(after, before[name])
         if untouched and bool((after != after.flatten()[0]).any()):
-            raise weights.unfit(file, f"timm's {config.name}", f"it holds nothing for {name}")
+            return True
+    return False
 
 
 def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess:

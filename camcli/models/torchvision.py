@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +16,13 @@ from camcli.config.schema import ModelConfig
 from camcli.errors import ConfigError, ModelError
 from camcli.images.decode import Preprocess
 from camcli.models import weights
+from camcli.models.checkpoint import Checkpoint, read_checkpoint
+from camcli.models.fit import Built, build_with
 from camcli.models.loaded import Entry
 from camcli.registry import did_you_mean
 
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+_OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)(?=\.)")
 
 
 def names() -> list[str]:
@@ -48,17 +54,27 @@ def pretrained_file(config: ModelConfig, offline: bool) -> Path:
     return weights.cached_or_fetched(entry.url, offline)
 
 
-def build(config: ModelConfig, file: Path | None) -> nn.Module:
+def build(config: ModelConfig, file: Path | None) -> Built:
     """The module with the weights of `file`, or random ones."""
     check(config)
+    if file is None:
+        return Built(_make(config, config.num_classes))
+    checkpoint = _named_as_now(read_checkpoint(file, config.checkpoint_key))
+    return build_with(partial(_make, config), checkpoint, config.num_classes, f"torchvision's {config.name}")
+
+
+def _make(config: ModelConfig, classes: int | None) -> nn.Module:
     arch = config.name.partition(".")[0]
-    module: nn.Module = torchvision.models.get_model(arch, weights=None, **_kwargs(config, arch))
-    if file:
-        weights.load(module, file, f"torchvision's {config.name}")
+    module: nn.Module = torchvision.models.get_model(arch, weights=None, **_kwargs(config, arch, classes))
     return module
 
 
-def _kwargs(config: ModelConfig, arch: str) -> dict[str, Any]:
+def _named_as_now(checkpoint: Checkpoint) -> Checkpoint:
+    """The published weights of DenseNets are older than the names of its layers (`norm.1` is `norm1`)."""
+    return replace(checkpoint, tensors={_OLD_NAME.sub(r"\1\2", name): t for name, t in checkpoint.tensors.items()})
+
+
+def _kwargs(config: ModelConfig, arch: str, classes: int | None) -> dict[str, Any]:
     """What torchvision itself passes when it builds an architecture for its weights, and the user's own."""
     kwargs: dict[str, Any] = {}
     entry = _entry(config.name)
@@ -66,8 +82,8 @@ def _kwargs(config: ModelConfig, arch: str) -> dict[str, Any]:
         kwargs.update(transform_input=config.weights != "none", init_weights=False)
     if arch.startswith("vit_") and entry is not None:
         kwargs.update(image_size=entry.meta["min_size"][0])
-    if config.num_classes is not None:
-        kwargs.update(num_classes=config.num_classes)
+    if classes is not None:
+        kwargs.update(num_classes=classes)
     return {**kwargs, **config.kwargs}
 
 

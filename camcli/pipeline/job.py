@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from camcli.config.schema import RunConfig
 from camcli.images.find import Item, state_of
-from camcli.models.labels import read_labels
+from camcli.models.labels import given_labels
 from camcli.records import RunReport
 from camcli.results import counts
 from camcli.results.fingerprint import SHORT, labels_hash, same_request
@@ -81,7 +80,7 @@ def _same_job(job: Job, told: Manifest) -> bool:
 
 def _same_files(config: RunConfig, told: Manifest) -> bool:
     labels, weights = config.model.labels, told.model.weights
-    if labels and labels_hash(read_labels(Path(os.path.expanduser(labels)))) != told.labels_sha256:
+    if labels and labels_hash(given_labels(labels)) != told.labels_sha256:
         return False
     state = None if weights == "none" else state_of(Path(weights))
     return (state.sha256 if state else None) == told.model.weights_sha256

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from camcli.config.file import LoadedConfig
 from camcli.config.schema import ModelConfig
 from camcli.engine.methods import METHODS
 from camcli.engine.methods.options import faults
 from camcli.errors import CamcliError, ConfigError
-from camcli.models.labels import read_labels
+from camcli.models.labels import given_labels
 from camcli.models.source import model_source, weights_file
 
 
@@ -51,6 +49,7 @@ def _looks(loaded: LoadedConfig) -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def _labels(model: ModelConfig) -> None:
-    labels = read_labels(Path(os.path.expanduser(model.labels or "")))
+    labels = given_labels(model.labels or ())
     if model.num_classes not in (None, len(labels)):
-        raise ConfigError(f"{model.labels} has {len(labels)} lines, but model.num_classes is {model.num_classes}")
+        where = f"{model.labels} has" if isinstance(model.labels, str) else "there are"
+        raise ConfigError(f"{where} {len(labels)} labels, but model.num_classes is {model.num_classes}")

@@ -173,7 +173,7 @@ def _settings(job: Job, ready: Prepared, started: datetime) -> Manifest:
         ),
         input=who["input"],
         layers=who["layer"],
-        notes=[layer.note for layer in ready.layers if layer.note],
+        notes=[*model.notes, *(layer.note for layer in ready.layers if layer.note)],
         device=", ".join(map(str, ready.devices)),
         precision=Precision(**asdict(ready.precision)),
         batch_size=ready.batch_size,

@@ -1,0 +1,207 @@
+"""Networks of one's own: saved in the ways that people save them, each is explained by one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+import yaml
+from safetensors.torch import save_file
+from torch import nn
+
+from camcli.config.file import load_config
+from camcli.config.schema import InputConfig, ModelConfig
+from camcli.errors import ConfigError, ModelError
+from camcli.models.checkpoint import read_checkpoint
+from camcli.models.demo import ARCH, KWARGS
+from camcli.models.labels import read_labels
+from camcli.models.source import load_model
+from tests import own
+from tests.conftest import SHAPES, Ended
+from tests.test_run import lines
+
+Camcli = Callable[..., Ended]
+STAR = SHAPES / "12-star.png"
+IN_FULL = ("nested with labels", "averaged, as asked", "shards")
+
+
+@pytest.fixture(scope="module")
+def module() -> nn.Module:
+    """The fine-tuned network."""
+    return own.fine_tuned()
+
+
+def explained(camcli: Camcli, out: Path, *words: object) -> dict[str, Any]:
+    """The record of the star, which every way of saving has to know by its name and its place."""
+    ended = camcli("run", STAR, "--out", out, *words)
+    assert ended.code == 0, ended.err
+    [record] = lines(out)
+    [heatmap] = record["heatmaps"]
+    assert heatmap["target"]["label"] == "star"
+    return {**record, "said": ended.err, "manifest": json.loads((out / "run.json").read_text())}
+
+
+def test_the_fine_tuned_network_knows_its_shapes(module: nn.Module) -> None:
+    images, wanted = own.drawn(own.SEED + 1, 30)
+    assert (module(images).argmax(1) == wanted).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", own.CHECKPOINTS)
+def test_a_checkpoint_is_explained_by_one_line_as_it_is_saved(
+    camcli: Camcli, tmp_path: Path, module: nn.Module, name: str
+) -> None:
+    way = own.CHECKPOINTS[name]
+    way.write(module, tmp_path)
+    words = own.command(way, tmp_path)
+    config = load_config(None, words[1::2]).config
+    loaded = load_model(config.model, config.input)
+    images, _ = own.drawn(own.SEED + 2, 2)
+    assert torch.equal(loaded.module(images), module(images))
+    assert loaded.labels == own.SHAPES
+    [note] = loaded.notes
+    assert way.said in note
+    if name in IN_FULL:
+        found = explained(camcli, tmp_path / "out", *words)
+        assert found["said"].count(f"note: {note}\n") == 1
+        assert found["manifest"]["notes"] == [note]
+
+
+WRONG: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str, str]] = {
+    "another head": (
+        lambda s: {n.replace("fc.", "fc.1."): t for n, t in s.items()},
+        "",
+        "90 of 92 tensors match; it holds nothing for fc.weight, fc.bias; it has too many: fc.1.weight, fc.1.bias. "
+        "The head is fc.1 there (fc.1.weight [3, 96]) and fc here: replace it as in training with source: python",
+    ),
+    "another class count": (
+        lambda s: s,
+        ", num_classes: 4",
+        "other shapes: fc.weight [3, 96] instead of [4, 96], fc.bias [3] instead of [4]. model.num_classes is 4, but "
+        "its head has 3 rows: set it to 3, or leave it out",
+    ),
+    "another architecture": (
+        lambda s: {f"blocks.{n}": t for n, t in s.items()} | {"more": torch.ones(2)},
+        ", name: vit_tiny_patch16_224, kwargs: {}",
+        "It looks like another architecture: check model.name, model.num_classes and model.kwargs",
+    ),
+    "another number of channels": (
+        lambda s: {n: t[:, :1] if n == "conv1.0.weight" else t for n, t in s.items()},
+        "",
+        "it takes images of 1 channels: set model.kwargs.in_chans and input.channels to 1",
+    ),
+    "two networks": (
+        lambda s: {"student": s, "teacher": s},
+        "",
+        "holds tensors under student, teacher: set model.checkpoint_key to one of them",
+    ),
+    "two networks in one dictionary": (
+        lambda s: {f"{who}.{n}": t for n, t in s.items() for who in ("student", "teacher")},
+        "",
+        "holds several sets of weights: set model.checkpoint_key to one of student, teacher",
+    ),
+    "another key": (
+        lambda s: {"state_dict": s},
+        ", checkpoint_key: ema",
+        "holds no tensors under 'ema' (there: state_dict)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_checkpoint_that_does_not_fit_says_what_to_set(tmp_path: Path, module: nn.Module, name: str) -> None:
+    change, more, sentence = WRONG[name]
+    torch.save(change(module.state_dict()), tmp_path / "w.pth")
+    base = {"source": "timm", "name": ARCH, "kwargs": KWARGS, "weights": str(tmp_path / "w.pth")}
+    fields = {**base, **yaml.safe_load("{" + more.removeprefix(", ") + "}")}
+    with pytest.raises((ModelError, ConfigError)) as caught:
+        load_model(ModelConfig.model_validate(fields), InputConfig())
+    assert sentence in str(caught.value)
+
+
+def test_one_of_two_networks_in_a_dictionary_is_taken_by_its_name(tmp_path: Path, module: nn.Module) -> None:
+    state = module.state_dict()
+    torch.save(
+        {f"{who}.{n}": t * (who == "teacher") for n, t in state.items() for who in ("a", "teacher")}, tmp_path / "w"
+    )
+    found = read_checkpoint(tmp_path / "w", "teacher")
+    assert found.steps == ("took `teacher.`",)
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ("l.json", '["ant", "bee", "cat"]'),
+        ("l.json", '{"2": "cat", "0": "ant", "1": "bee"}'),
+        ("l.json", '{"cat": 2, "ant": 0, "bee": 1}'),
+        ("l.json", '{"0": ["n01", "ant"], "1": ["n02", "bee"], "2": ["n03", "cat"]}'),
+        ("l.json", '{"model_type": "vit", "id2label": {"0": "ant", "1": "bee", "2": "cat"}}'),
+        ("l.csv", "index,name\n1,bee\n0,ant\n2,cat\n"),
+        ("l.csv", "cat,2\nant,0\nbee,1\n"),
+        ("l.csv", "label\nant\nbee\ncat\n"),
+        ("l.tsv", "wnid\tlabel\nn1\tant\nn2\tbee\nn3\tcat\n"),
+        ("l.names", "ant\nbee\n\ncat\n"),
+    ],
+    ids=str,
+)
+def test_labels_are_read_from_text_tables_and_json(tmp_path: Path, text: tuple[str, str]) -> None:
+    (tmp_path / text[0]).write_text(text[1])
+    assert read_labels(tmp_path / text[0]) == ("ant", "bee", "cat")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("l.json", '{"0": "ant", "2": "cat"}', "holds no labels: a list, an object from or to 0, 1, 2 …"),
+        ("l.json", "{", "not valid JSON"),
+        ("l.csv", "index,label\n0,ant\n0,bee\n", "its indices are not 0, 1, 2 …, each once"),
+        ("l.csv", "index,label\n0,ant\n1\n", "rows of different lengths"),
+    ],
+)
+def test_labels_that_are_none_are_named(tmp_path: Path, name: str, text: str, sentence: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=r"model\.labels: .*" + name) as caught:
+        read_labels(tmp_path / name)
+    assert sentence in str(caught.value)
+
+
+def test_an_index_names_files_beside_it_alone(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    index = tmp_path / "w.safetensors.index.json"
+    for names, sentence in (
+        ('{"weight_map": {"a": "../a.safetensors"}}', "names of files beside it are wanted"),
+        (
+            '{"weight_map": {"a": "a.safetensors", "b": "gone.safetensors"}}',
+            "gone.safetensors is not beside it (1 of 2",
+        ),
+        ("[]", "not a readable index of weights"),
+    ):
+        index.write_text(names)
+        with pytest.raises(ModelError) as caught:
+            read_checkpoint(index)
+        assert sentence in str(caught.value)
+
+
+def test_labels_of_another_count_are_told_and_not_taken(tmp_path: Path, module: nn.Module) -> None:
+    torch.save({"state_dict": module.state_dict(), "classes": ["a", "b"]}, tmp_path / "w.pth")
+    fields = {"source": "timm", "name": ARCH, "kwargs": KWARGS, "weights": str(tmp_path / "w.pth")}
+    loaded = load_model(ModelConfig.model_validate(fields), InputConfig())
+    assert loaded.labels == ("class_0", "class_1", "class_2")
+    assert loaded.notes[1:] == ("its 2 labels are not taken, because the model has 3 classes",)
+
+
+def test_the_old_names_in_torchvisions_densenets_are_known(tmp_path: Path) -> None:
+    whole = torchvision.models.densenet121(num_classes=2).eval()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", n): t for n, t in whole.state_dict().items()}
+    assert old.keys() != whole.state_dict().keys()
+    torch.save(old, tmp_path / "w.pth")
+    fields = {"source": "torchvision", "name": "densenet121", "weights": str(tmp_path / "w.pth")}
+    x = torch.rand(1, 3, 32, 32)
+    loaded = load_model(ModelConfig.model_validate(fields), InputConfig(size=(32, 32)))
+    assert torch.equal(loaded.module(x), whole(x))
