@@ -66,14 +66,14 @@ def test_a_quiet_log_has_every_failure_and_nothing_else_to_say(camcli: Camcli, f
 
 
 def test_names_and_reasons_of_failures_stay_on_one_line(capfd: pytest.CaptureFixture[str]) -> None:
-    from camcli.cli import console
+    from camcli.cli import console, summary
 
     failures = [
         Failure("a\n\x1b.jpg", "/in/a\n\x1b.jpg", "forward", "RuntimeError", "no\nway", None),
         Failure("b.jpg", "/in/b.jpg", "write", "OSError", "/out/b.jpg: full", None),
     ]
-    console.talk_text()
-    console.print_failures(failures, 2)
+    console.write_messages()
+    summary.print_failures(failures, 2)
     assert capfd.readouterr().err.splitlines() == [
         "failed: a\\n\\x1b.jpg: forward: no\\nway",
         "failed: b.jpg: write: /out/b.jpg: full",
@@ -153,11 +153,11 @@ def test_events_are_one_line_each() -> None:
 
 
 def test_the_rate_is_of_what_this_run_did(capfd: pytest.CaptureFixture[str]) -> None:
-    from camcli.cli import console
+    from camcli.cli import console, summary
 
-    console.talk_text()
+    console.write_messages()
     report = RunReport(done=11, failed=1, skipped=3, seconds=2.0, out="o", exit_code=1, failures={"E": 1}, kept=8)
-    console.print_summary(report, False, None)
+    summary.print_summary(report, False, None)
     said = capfd.readouterr().err
     assert "2.0 images/s" in said
     assert "not reached  3" in said

@@ -104,7 +104,7 @@ models_app.command("fetch", cls=_Command)(models.fetch)
 
 def main() -> None:
     """Entry point: every error becomes one message and an exit code, and no stream ends the work."""
-    console.talk_text()
+    console.write_messages()
     keep_freed_memory()
     with stdio.steady() as out, console.library_messages():
         code = _invoke()

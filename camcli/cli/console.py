@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +17,26 @@ from camcli.cli.events import event_line
 
 if TYPE_CHECKING:
     from camcli.cli.doctor import Diagnosis
-    from camcli.config.schema import RunConfig
     from camcli.engine.methods import Method
     from camcli.models.loaded import Entry
-    from camcli.records import Failure, RunReport
     from camcli.results.status import Status
 
 PIPED_COLUMNS = 160
 
 
-class _Talk:
-    """How messages are written; process-wide, since the standard error that they go to is, too."""
+@dataclass(slots=True)
+class _StandardError:
+    """How messages are written on standard error, in this process.
 
-    as_json = False
-    quiet = False
+    Process-wide, as the stream is: a warning that a library logs on any thread, and the error that ends a command,
+    know nothing of the command's options.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+
+
+_STANDARD_ERROR = _StandardError()
 
 
 class _FromLibraries(logging.Handler):
@@ -38,7 +44,7 @@ class _FromLibraries(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record."""
-        if not _Talk.quiet:
+        if not _STANDARD_ERROR.quiet:
             say(record.getMessage(), "log", logger=record.name, level=record.levelname.lower())
 
 
@@ -53,29 +59,19 @@ def library_messages() -> Iterator[None]:
         logging.getLogger().removeHandler(handler)
 
 
-def talk_quietly(quiet: bool) -> None:
-    """Set whether what libraries log is left out."""
-    _Talk.quiet = quiet
-
-
-def talk_json() -> None:
-    """From now on every message on standard error is a JSON object on a line of its own."""
-    _Talk.as_json = True
-
-
-def talk_text() -> None:
-    """Messages for people, as at the start."""
-    _Talk.as_json = _Talk.quiet = False
+def write_messages(as_json: bool = False, quiet: bool = False) -> None:
+    """Set how messages are written: each a JSON object on a line; quiet: without what libraries log."""
+    _STANDARD_ERROR.as_json, _STANDARD_ERROR.quiet = as_json, quiet
 
 
 def is_json() -> bool:
     """Whether messages are JSON."""
-    return _Talk.as_json
+    return _STANDARD_ERROR.as_json
 
 
 def say(text: str, event: str = "note", **fields: Any) -> None:
     """Print a message on standard error: as text with control characters made visible, or as a JSON event."""
-    typer.echo(event_line(event, message=text, **fields) if _Talk.as_json else visible(text), err=True)
+    typer.echo(event_line(event, message=text, **fields) if _STANDARD_ERROR.as_json else visible(text), err=True)
 
 
 def visible(text: str) -> str:
@@ -91,126 +87,6 @@ def one_line(text: str) -> str:
 def print_json(value: Any) -> None:
     """Print a result on standard output as JSON, ASCII only."""
     typer.echo(json.dumps(value, indent=2, sort_keys=True))
-
-
-def announce(config: RunConfig, images: int) -> None:
-    """Print how many images a run has, and with which model and layer."""
-    model = config.model
-    say(f"{images} images, model {model.source}/{model.name}, layer {', '.join(config.layer)}")
-    if model.weights == "none":
-        say("warning: model.weights is none, so the weights are random and the heatmaps mean nothing", "warning")
-
-
-def print_plan(ids: list[str], out: Path, as_json: bool) -> None:
-    """The images of a dry run."""
-    if as_json:
-        print_json({"images": ids, "out": str(out)})
-        return
-    for name in ids:
-        say(one_line(name))
-    say(f"{len(ids)} images would be explained into {out}")
-
-
-def print_notes(notes: Sequence[str]) -> None:
-    """Print what a run found out about its layers and settings that a user should know."""
-    for note in notes:
-        say(f"note: {note}")
-
-
-def print_failures(first: Sequence[Failure], failed: int) -> None:
-    """The first of `failed` images that failed in a run, and why; a JSON log has named all of them."""
-    if _Talk.as_json:
-        return
-    for failure in first:
-        reason = failure.message.removeprefix(f"{failure.source}: ")
-        stage = "" if failure.stage in ("read", "decode") else f"{failure.stage}: "
-        say(f"failed: {one_line(failure.id)}: {one_line(stage + reason)}")
-    if failed > len(first):
-        say(f"failed: {failed - len(first)} more, all in results.jsonl")
-
-
-def print_summary(report: RunReport, settled: bool, above: float | None) -> None:
-    """How a run ended; settled: there was nothing to do. above: the probability that classes had to reach."""
-    if _Talk.as_json:
-        say("nothing to do" if settled else "ended", "summary", **asdict(report))
-        return
-    if report.vanished:
-        say(f"{report.vanished} images of an earlier run are gone, and their records with them; their heatmaps stay")
-    if report.foreign:
-        say(f"warning: {report.foreign} of the records were made with another config")
-    if settled:
-        say(f"nothing to do: all {report.kept} images are recorded")
-    if settled and report.failed:
-        say(f"{report.failed} of them failed ({_by_kind(report)}); --retry-failed tries them again")
-    if not settled:
-        _print_counts(report)
-    for line in evidence_lines(report.without_evidence, above):
-        say(line)
-
-
-def print_skipped(found: Mapping[str, int], asked: bool) -> None:
-    """How many files in the folders were passed over for their extension; asked: the user said which to take."""
-    from camcli.images.find import in_words
-
-    if found:
-        what = "of another extension" if asked else "not an image extension"
-        say(f"skipped {sum(found.values())} files, {what}: {in_words(found)}", "skipped", files=dict(found))
-
-
-def evidence_lines(found: Mapping[str, int], above: float | None) -> list[str]:
-    """What was explained without much to see, in words."""
-    words = {
-        "no_heatmap": f"no class above {above}, so no heatmap",
-        "no_class": f"no class above {above}, so only maps that need none",
-        "below": f"no class above {above}, so the most probable one is shown",
-        "empty": "no evidence in any heatmap, so nothing is painted",
-    }
-    return [f"{found[kind]} image{'s' * (found[kind] != 1)}: {what}" for kind, what in words.items() if kind in found]
-
-
-def _by_kind(report: RunReport) -> str:
-    return ", ".join(f"{n} {kind}" for kind, n in report.failures.items())
-
-
-def _print_counts(report: RunReport) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    new = report.done + report.failed - report.kept
-    table.add_row("explained", str(report.done), f"{new / report.seconds:.1f} images/s" if report.seconds else "")
-    table.add_row("failed", str(report.failed), escape(_by_kind(report)))
-    if report.redone:
-        table.add_row("in fp32", str(report.redone), "explained again, since 16 bits left their answers in doubt")
-    if report.kept:
-        table.add_row("kept", str(report.kept), "from an earlier run")
-    if report.skipped:
-        table.add_row("not reached", str(report.skipped), "the same command goes on from here")
-    table.add_row("seconds", f"{report.seconds:.1f}", "")
-    Console(stderr=True).print(table)
-    say(f"{report.out}: overlays/, reports/, results.jsonl, run.json")
-
-
-def print_profile(profile: Mapping[str, float], whole: float) -> None:
-    """Where the time of a run of `whole` seconds went."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from camcli.pipeline.stopwatch import STEPS, bottleneck, start
-
-    seconds = {step: profile.get(step, 0.0) for step in STEPS}
-    bound = bottleneck(seconds, whole)
-    if _Talk.as_json:
-        say(f"{bound} bounds the run", "profile", seconds=seconds, bound=bound)
-        return
-    table = Table("step", "seconds", "of the run", "", box=None, pad_edge=False)
-    rows = [("start", start(seconds, whole), "model, layer, folder")]
-    rows += [(step, seconds[step], what) for step, what in STEPS.items()]
-    for step, value, what in rows:
-        table.add_row(step, f"{value:.2f}", f"{value / max(whole, 1e-9):.0%}", what)
-    Console(stderr=True).print(table)
-    say(f"{bound} bounds the run (work is summed over threads; the waits are of the thread that connects them)")
 
 
 def print_status(found: Status) -> None:
@@ -233,6 +109,17 @@ def print_status(found: Status) -> None:
         typer.echo("to go on: the same `camcli run` again" + ("; --retry-failed for the failed" * bool(found.failed)))
     elif found.failed:
         typer.echo("to try the failed ones again: the same `camcli run` with --retry-failed")
+
+
+def evidence_lines(found: Mapping[str, int], above: float | None) -> list[str]:
+    """What was explained without much to see, in words."""
+    words = {
+        "no_heatmap": f"no class above {above}, so no heatmap",
+        "no_class": f"no class above {above}, so only maps that need none",
+        "below": f"no class above {above}, so the most probable one is shown",
+        "empty": "no evidence in any heatmap, so nothing is painted",
+    }
+    return [f"{found[kind]} image{'s' * (found[kind] != 1)}: {what}" for kind, what in words.items() if kind in found]
 
 
 def _by_versions(found: Sequence[tuple[int, Mapping[str, str]]]) -> str:

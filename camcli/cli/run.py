@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from camcli.cli import console
+from camcli.cli import console, summary
 from camcli.cli.options import (
     CheckOption,
     ConfigOption,
@@ -113,13 +113,11 @@ class DffOptions:
 @from_options(RunOptions)
 def run(options: RunOptions) -> None:
     """Explain images: overlays, JSON reports and a manifest below --out. A second run does only what is missing."""
-    if options.log_format == "json":
-        console.talk_json()
-    console.talk_quietly(options.quiet)
+    console.write_messages(options.log_format == "json", options.quiet)
     job = _job(options)
     if options.dry_run:
-        console.print_plan([item.id for item in job.mine], options.out, options.json_)
-        console.print_skipped(job.skipped_files, bool(options.ext))
+        summary.print_plan([item.id for item in job.mine], options.out, options.json_)
+        summary.print_skipped(job.skipped_files, bool(options.ext))
         return
     if not options.quiet:
         _announce(job, options)
@@ -137,7 +135,7 @@ def dff(options: DffOptions) -> None:
     _warn_of_mixing(options.inputs, options.out)
     others: set[str] = set()
     items = discover(options.inputs, out=options.out, root=options.root, others=others)
-    console.print_skipped(by_extension(others), False)
+    summary.print_skipped(by_extension(others), False)
     found = factorise(config, items, options.out, options.concepts, options.offline)
     if options.json_:
         console.print_json(found)
@@ -217,7 +215,7 @@ def _warn_of_mixing(inputs: list[str], out: Path) -> None:
 
 def _announce(job: Job, options: RunOptions) -> None:
     """Say what is about to happen."""
-    console.announce(job.config, len(job.mine))
+    summary.announce(job.config, len(job.mine))
     if job.shard:
         by_default = options.shard is None
         why = ", as SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT say" if by_default else ""
@@ -238,13 +236,13 @@ def _run(job: Job, options: RunOptions) -> int:
     if options.json_:
         console.print_json(manifest.as_json())
     if not options.quiet and ended is None:
-        console.print_notes(manifest.notes)
+        summary.print_notes(manifest.notes)
     if not options.quiet or report.failed:
-        console.print_summary(report, ended is not None, job.config.targets.above)
+        summary.print_summary(report, ended is not None, job.config.targets.above)
         if not console.is_json():
-            console.print_skipped(report.skipped_files, bool(options.ext))
+            summary.print_skipped(report.skipped_files, bool(options.ext))
     if options.profile and ended is None:
-        console.print_profile(manifest.profile, report.seconds)
+        summary.print_profile(manifest.profile, report.seconds)
     return report.exit_code
 
 
@@ -262,5 +260,5 @@ def _perform(job: Job, options: RunOptions) -> tuple[RunReport, Manifest]:
 
         check_options(_loaded(options))
         outcome = perform(job, progress, interrupt)
-    console.print_failures(progress.first, progress.failed)
+    summary.print_failures(progress.first, progress.failed)
     return outcome.report, outcome.manifest
