@@ -187,14 +187,14 @@ def test_the_tree_of_layers_marks_what_is_of_no_use(capfd: pytest.CaptureFixture
         "shape": [1, 4, 2, 3],
         "layout": layout,
         "live": True,
-        "live_cells": 1.0,
+        "live_locations": 1.0,
         "chosen": False,
     }
     console.print_layers(
         [
             {**common, "path": "a"},
             {**common, "path": "a.b", "chosen": True},
-            {**common, "path": "a.c", "live": False, "live_cells": 0.0},
+            {**common, "path": "a.c", "live": False, "live_locations": 0.0},
             {**common, "path": "d", "layout": None},
         ]
     )
