@@ -1,17 +1,25 @@
-"""The frozen records that cross module lines: NumPy and the standard library only."""
+"""The frozen records that cross module lines; none of them imports anything heavy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Ge, Interval
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[2] = 2
 Stage = Literal["read", "decode", "forward", "write"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Lack = Literal["no_heatmap", "no_class", "below", "empty"]
+"""What an explained image has too little of to see.
+
+No class reached `targets.above`, and so, no_heatmap: there is none; no_class: only those that need no class; below: of
+the most probable class. empty: no heatmap has any evidence.
+"""
 PRODUCTS = ("overlays", "reports", "maps")
 """The folders below a run folder that hold what was made from images."""
 
@@ -44,7 +52,7 @@ class Box:
 class FileState:
     """What tells whether a file is still the same; sha256 is None where the file could not be read."""
 
-    bytes: int
+    bytes: Annotated[int, Ge(0)]
     mtime_ns: int
     sha256: str | None = None
 
@@ -53,9 +61,9 @@ class FileState:
 class Prediction:
     """What the model says of one class: probability 0..1, logit without unit."""
 
-    index: int
+    index: Annotated[int, Ge(0)]
     label: str
-    probability: float
+    probability: Annotated[float, Interval(ge=0, le=1)]
     logit: float
 
 
@@ -86,6 +94,7 @@ class Heatmap:
 class ImageResult:
     """All that was found for one image; size is (width, height) in pixels after EXIF orientation.
 
+    predictions: the most probable classes, most probable first.
     precision: of the forward pass that these numbers come from.
     """
 
@@ -93,7 +102,7 @@ class ImageResult:
     source: str
     size: tuple[int, int]
     seen: Box
-    top: tuple[Prediction, ...]
+    predictions: tuple[Prediction, ...]
     heatmaps: tuple[Heatmap, ...]
     file: FileState | None = None
     precision: Precision = "fp32"
@@ -116,7 +125,7 @@ class RunReport:
     """How a run ended: done, failed and skipped add up to its images; kept of them are from an earlier run.
 
     vanished: images of an earlier run whose files are gone. foreign: records that were made with another config.
-    without_evidence: how many of `done` have little to see, by what they lack (`manifest.without_evidence`).
+    without_evidence: how many of `done` have little to see, by what they lack.
     redone: images of a run in 16 bits that were explained again in fp32.
     skipped_files: files in the folders that were passed over, by their extension.
     """

@@ -50,8 +50,8 @@ def test_an_explanation_says_what_the_report_of_a_run_says(tmp_path: Path) -> No
     report = json.loads(file.read_text())
     [found] = camcli.explain(STAR, targets=["star"])
     heatmap = report["heatmaps"][0]
-    assert [p.label for p in found.predictions] == [p["label"] for p in report["top"]]
-    assert found.predictions[0].probability == pytest.approx(report["top"][0]["probability"], abs=1e-5)
+    assert [p.label for p in found.predictions] == [p["label"] for p in report["predictions"]]
+    assert found.predictions[0].probability == pytest.approx(report["predictions"][0]["probability"], abs=1e-5)
     assert found.peak() == tuple(heatmap["peak"])
     box = found.box()
     assert box is not None

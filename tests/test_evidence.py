@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from camcli.results.counts import without_evidence
-from camcli.results.ledger import Entry, entry_of
+from camcli.pipeline.record import lack
+from camcli.records import Box, Heatmap, ImageResult, Prediction
 from tests.conftest import SHAPES, Ended
 
 Camcli = Callable[..., Ended]
@@ -78,8 +79,8 @@ def test_the_embedded_model_falls_back_to_the_most_probable_class_and_says_so(ca
     assert "1 image: no evidence in any heatmap, so nothing is painted" in ended.err
     assert told(tmp_path / "out") == {"below": 1, "empty": 1}
     for record in records(tmp_path / "out"):
-        likely = [p["index"] for p in record["top"] if p["probability"] >= 0.5]
-        assert [h["target"]["index"] for h in record["heatmaps"]] == (likely or [record["top"][0]["index"]])
+        likely = [p["index"] for p in record["predictions"] if p["probability"] >= 0.5]
+        assert [h["target"]["index"] for h in record["heatmaps"]] == (likely or [record["predictions"][0]["index"]])
 
 
 def test_maps_that_need_no_class_are_there_without_one(camcli: Camcli, tmp_path: Path) -> None:
@@ -93,26 +94,42 @@ def test_maps_that_need_no_class_are_there_without_one(camcli: Camcli, tmp_path:
     assert record["grids"] == ["overlays/a.png.grid.jpg"]
 
 
-def entry(probability: float, *heatmaps: tuple[float | None, bool]) -> Entry:
-    """Of an image with heatmaps of a class or of none (None), empty or not."""
-    maps = [{"target": p and {"probability": p}, "empty": empty} for p, empty in heatmaps]
-    record = {"id": "a", "source": "/a", "status": "done", "heatmaps": maps, "top": [{"probability": probability}]}
-    return entry_of(record, 0, 1)
+def found(probability: float, *heatmaps: tuple[float | None, bool]) -> ImageResult:
+    """For an image with heatmaps of a class or of none (None), empty or not."""
+    heat = np.zeros((2, 2), np.float32)
+    maps = [
+        Heatmap("gradcam", "last", p and Prediction(0, "a", p, 0.0), heat, 0.0, 1.0, empty)  # type: ignore[arg-type]
+        for p, empty in heatmaps
+    ]
+    return ImageResult("a", "/a", (2, 2), Box(0, 0, 2, 2), (Prediction(0, "a", probability, 0.0),), tuple(maps))
 
 
 @pytest.mark.parametrize(
-    ("found", "above", "lack"),
+    ("result", "above", "lacks"),
     [
-        (entry(0.9, (0.9, False)), 0.5, None),
-        (entry(0.5, (0.5, False)), 0.5, None),
-        (entry(0.4, (0.4, False)), 0.5, "below"),
-        (entry(0.4, (0.4, False)), None, None),
-        (entry(0.4), 0.5, "no_heatmap"),
-        (entry(0.4, (None, False)), 0.5, "no_class"),
-        (entry(0.9, (None, False)), 0.5, None),
-        (entry(0.9, (0.9, True), (0.8, True)), 0.5, "empty"),
-        (entry(0.9, (0.9, True), (0.8, False)), 0.5, None),
+        (found(0.9, (0.9, False)), 0.5, None),
+        (found(0.5, (0.5, False)), 0.5, None),
+        (found(0.4, (0.4, False)), 0.5, "below"),
+        (found(0.4, (0.4, False)), None, None),
+        (found(0.4), 0.5, "no_heatmap"),
+        (found(0.4, (None, False)), 0.5, "no_class"),
+        (found(0.9, (None, False)), 0.5, None),
+        (found(0.9, (0.9, True), (0.8, True)), 0.5, "empty"),
+        (found(0.9, (0.9, True), (0.8, False)), 0.5, None),
     ],
 )
-def test_what_an_image_lacks(found: Entry, above: float | None, lack: str | None) -> None:
-    assert without_evidence([found], above) == ({lack: 1} if lack else {})
+def test_what_an_image_lacks(result: ImageResult, above: float | None, lacks: str | None) -> None:
+    assert lack(result, above) == lacks
+
+
+def test_images_of_another_threshold_are_counted_by_their_own(camcli: Camcli, tmp_path: Path) -> None:
+    """The first image reaches 0.5 and not 1, so it lacks something only in the run that asked for 1."""
+    shapes(tmp_path / "in", 1)
+    words = "run", tmp_path / "in", "--out", tmp_path / "out"
+    assert "no class above 1.0, so the most" in camcli(*words, "-s", "targets={above: 1, else: top1}").err
+    blank(tmp_path / "in", "z.png")
+    ended = camcli(*words, *ABOVE, "--keep-going")
+    assert "1 of the records were made with another config" in ended.err
+    assert told(tmp_path / "out") == {"below": 1, "no_heatmap": 1}
+    for text in (ended.err, camcli("status", tmp_path / "out").out):
+        assert "1 image: no class above the threshold of its run, so the most probable one is shown" in text

@@ -14,6 +14,7 @@ import pytest
 
 from camcli.errors import LockedError, OutputError
 from camcli.results.claim import Kind, lock_file
+from camcli.results.ledger import Line
 from camcli.results.lock import Lock, is_held
 from camcli.results.manifest import NOTHING
 from camcli.results.rundir import RunDir
@@ -138,7 +139,7 @@ def at_the_third(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], 
     real, calls = RunDir.append, [0]
     todo: list[Callable[[], None]] = []
 
-    def append(self: RunDir, line: str) -> None:
+    def append(self: RunDir, line: Line) -> None:
         calls[0] += 1
         if calls[0] == 3:
             todo[0]()

@@ -267,10 +267,10 @@ def test_images_in_doubt_are_explained_again_in_fp32_and_only_these(
     for name, record in found.items():
         other = plain[record["precision"]][name]
         exact = record["precision"] == "bf16"
-        for one, two in zip(record["top"], other["top"], strict=True):
+        for one, two in zip(record["predictions"], other["predictions"], strict=True):
             assert one["logit"] == two["logit"] if exact else one["logit"] == pytest.approx(two["logit"], abs=1e-5)
-        assert record["top"][0]["index"] == plain["fp32"][name]["top"][0]["index"]
-        gap = plain["bf16"][name]["top"][0]["logit"] - plain["bf16"][name]["top"][1]["logit"]
+        assert record["predictions"][0]["index"] == plain["fp32"][name]["predictions"][0]["index"]
+        gap = plain["bf16"][name]["predictions"][0]["logit"] - plain["bf16"][name]["predictions"][1]["logit"]
         assert (gap <= 0.075) == (record["precision"] == "fp32")
     assert (
         json.loads(camcli("run", guarded, "--out", tmp_path / "auto", *AUTO, "--json").out)["precisions"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from camcli.config.schema import Crop, RunConfig
 from camcli.errors import ConfigError
 from camcli.images import geometry
 from camcli.images.decode import Preprocess, full_size, model_input
-from camcli.records import Box
-from camcli.results.report import ImageRecord, ModelRecord, report_text, sealed
+from camcli.pipeline.record import shortest
+from camcli.records import Box, Prediction
+from camcli.results.report import ImageRecord, ModelRecord, line_of_record, sealed
 from camcli.results.storage import NAME_BYTES, fitted, is_inside
 from tests.fuzz_decode import fuzz
 from tests.soak import soak
@@ -162,16 +164,39 @@ def test_heat_lies_on_the_image_and_in_the_box(width: int, height: int, h: int, 
 @pytest.mark.parametrize("length", [0, 1, 400, 4000, 40_000])
 def test_a_report_knows_its_own_size(length: int) -> None:
     record = _record("x" * length)
-    found, text = sealed(record, "f", {"overlays/a.jpg": 5}, "reports/a.json")
-    assert text == report_text(found)
+    found, line, text = sealed(record, "reports/a.json")
     assert found.files == {"overlays/a.jpg": 5, "reports/a.json": len(text)}
-    assert sealed(record, "f", {"overlays/a.jpg": 5}, None)[0].files == {"overlays/a.jpg": 5}
+    assert json.loads(text) == json.loads(line) == json.loads(json.dumps(asdict(found)))
+    assert sealed(record, None) == (record, line_of_record(record), b"")
+
+
+@quick
+@given(st.floats(-(2.0**127), 2.0**127, width=32))
+def test_a_number_is_written_with_the_fewest_digits_of_its_float32(value: float) -> None:
+    short = shortest(value)
+    assert np.float32(short) == np.float32(value)
+    digits = next(n for n in range(1, 10) if np.float32(f"{value:.{n - 1}e}") == np.float32(value))
+    assert short == float(f"{value:.{digits - 1}e}")
 
 
 def _record(layer: str) -> ImageRecord:
     model = ModelRecord(source="demo", name="demo", weights_sha256=None)
     return ImageRecord(
-        id="a", source="a", width=1, height=1, seen=(0, 0, 1, 1), model=model, layer=layer, top=[], heatmaps=[], maps=[]
+        id="a",
+        source="a",
+        predictions=(Prediction(1, "\u2603", 0.5, 1.0),) * 2,
+        heatmaps=(),
+        without_evidence="no_heatmap",
+        width=1,
+        height=1,
+        seen=(0, 0, 1, 1),
+        model=model,
+        layer=layer,
+        precision="fp32",
+        input=None,
+        files={"overlays/a.jpg": 5},
+        fingerprint="f",
+        versions="v",
     )
 
 

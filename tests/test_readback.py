@@ -57,6 +57,16 @@ def escaped(data: bytes) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False, indent=None) + "\n" for record in records).encode()
 
 
+def schema_1(data: bytes) -> bytes:
+    """As camcli wrote records before schema 2."""
+    records = [json.loads(line) for line in data.splitlines()]
+    for record in records:
+        record["top"] = [{"rank": i, **one} for i, one in enumerate(record.pop("predictions"), start=1)]
+        record["schema_version"] = 1
+        del record["truth"], record["without_evidence"]
+    return "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode()
+
+
 DIRT: dict[str, Callable[[bytes], bytes]] = {
     "twice": twice,
     "all twice": lambda data: data + data,
@@ -64,9 +74,8 @@ DIRT: dict[str, Callable[[bytes], bytes]] = {
     "blank lines": lambda data: data.replace(b"\n", b"\n\n"),
     "Windows lines": lambda data: data.replace(b"\n", b"\r\n"),
     "byte order mark": lambda data: b"\xef\xbb\xbf" + data,
-    "schema 0": lambda data: data.replace(b'"schema_version": 1', b'"schema_version": 0', 1),
-    "schema true": lambda data: data.replace(b'"schema_version": 1', b'"schema_version": true', 1),
-    "no schema": lambda data: data.replace(b'"schema_version": 1, ', b"", 1),
+    "schema true": lambda data: data.replace(b'"schema_version": 2', b'"schema_version": true', 1),
+    "no schema": lambda data: data.replace(b', "schema_version": 2', b"", 1),
     "Latin-1": lambda data: data.replace(b'"source"', b'"\xe9": 1, "source"', 1),
     "torn": lambda data: data + b'{"id": "04',
     "no end": lambda data: data[:-1],
@@ -93,12 +102,13 @@ def test_records_of_another_hand_are_written_as_camcli_writes_them(camcli: Camcl
     (out / "results.jsonl").write_bytes(escaped((out / "results.jsonl").read_bytes()))
     assert camcli("run", folder, "--out", out, *SMALL).code == 0
     text = (out / "results.jsonl").read_text("ascii")
-    assert text == "".join(json.dumps(json.loads(line), sort_keys=True) + "\n" for line in text.splitlines())
+    assert text == "".join(json.dumps(json.loads(line)) + "\n" for line in text.splitlines())
     assert {record["model"]["name"] for record in lines(out)} == {"\N{SNOWMAN}"}
 
 
 STRANGE: dict[str, Callable[[bytes], bytes]] = {
-    "records of schema 99": lambda data: data.replace(b'"schema_version": 1', b'"schema_version": 99', 1),
+    "records of schema 99": lambda data: data.replace(b'"schema_version": 2', b'"schema_version": 99', 1),
+    "records of schema 1": schema_1,
     "text in UTF-16": lambda data: data.decode().encode("utf-16"),
 }
 
@@ -121,6 +131,28 @@ def test_records_that_a_run_would_lose_are_refused(
     assert len(lines(out)) == 4
 
 
+@pytest.mark.parametrize("what", ["records", "a manifest"])
+def test_a_folder_of_schema_1_is_left_alone_until_told_to_start_over(
+    camcli: Camcli, done: tuple[Path, Path], what: str
+) -> None:
+    folder, out = done
+    (out / "run.json").write_text(json.dumps({**manifest(out), "schema_version": 1}))
+    records = (out / "results.jsonl").read_bytes()
+    (out / "results.jsonl").write_bytes(schema_1(records) if what == "records" else b"")
+    before = contents(out)
+    for command in (("run", folder, "--out", out, *SMALL), ("status", out)):
+        ended = camcli(*command)
+        assert ended.code == 2
+        assert f"its results hold {what} of schema 1, which an older camcli wrote; --fresh starts over" in ended.err
+    with pytest.raises(ConfigError, match=f"{what} of schema 1"):
+        open_run(out)
+    assert contents(out) == before
+    ended = camcli("run", folder, "--out", out, *SMALL, "--fresh", "-s", "overlay.format=png")
+    assert ended.code == 0, ended.err
+    assert (len(lines(out)), manifest(out)["schema_version"]) == (4, 2)
+    assert bool(list(out.rglob("*.jpg"))) is (what == "a manifest"), "files that records name go with them"
+
+
 @pytest.mark.parametrize("what", list(STRANGE))
 def test_parts_with_records_that_would_be_lost_are_not_joined(camcli: Camcli, tmp_path: Path, what: str) -> None:
     folder, out = images(tmp_path / "in", 4), tmp_path / "out"
@@ -138,8 +170,8 @@ def test_parts_with_records_that_would_be_lost_are_not_joined(camcli: Camcli, tm
         ("{", "no JSON"),
         ("[1]", "it: input should be a valid dictionary"),
         ('{"status": "finished"}', "schema_version: field required"),
-        ('{"schema_version": 1, "status": "finished", "counts": {"done": -1}}', "counts.done: input should be greater"),
-        ('{"schema_version": 1, "status": "finished", "seconds": NaN}', "no JSON"),
+        ('{"schema_version": 2, "status": "finished", "counts": {"done": -1}}', "counts.done: input should be greater"),
+        ('{"schema_version": 2, "status": "finished", "seconds": NaN}', "no JSON"),
     ],
 )
 def test_a_run_json_of_another_hand_is_no_run(tmp_path: Path, told: str, why: str) -> None:
@@ -151,10 +183,10 @@ def test_a_run_json_of_another_hand_is_no_run(tmp_path: Path, told: str, why: st
 
 def test_a_manifest_says_what_later_and_earlier_versions_say_of_it(tmp_path: Path) -> None:
     """Fields of a later camcli are kept; those that an earlier one did not know have defaults."""
-    (tmp_path / "run.json").write_text('{"status": "stopped", "colour": {"a": 1}, "schema_version": 1}')
+    (tmp_path / "run.json").write_text('{"status": "stopped", "colour": {"a": 1}, "schema_version": 2}')
     told = open_run(tmp_path).manifest
     assert (told.counts.done, told.precision, told.above, told.inputs.roots) == (0, None, None, [])
-    assert told.as_json() == {"schema_version": 1, "status": "stopped", "colour": {"a": 1}}
+    assert told.as_json() == {"schema_version": 2, "status": "stopped", "colour": {"a": 1}}
 
 
 @pytest.fixture
@@ -186,23 +218,6 @@ def test_each_record_keeps_the_versions_that_made_it(
     assert "3 images were explained with torch 2.14.1; 2 with torch 2.15.0" in status.out
     found = json.loads(camcli("status", out, "--json").out)["versions"]
     assert [(count, known["torch"]) for count, known in found] == [(3, "2.14.1"), (2, "2.15.0")]
-
-
-def test_records_without_versions_are_of_the_run_before(
-    camcli: Camcli, upgrade: Callable[[str], None], tmp_path: Path
-) -> None:
-    """As an earlier camcli left them."""
-    folder, out = images(tmp_path / "in", 3), tmp_path / "out"
-    upgrade("2.14.1")
-    camcli("run", folder, "--out", out, *SMALL, "--limit", 2)
-    old: list[dict[str, Any]] = [{k: v for k, v in r.items() if k != "versions"} for r in lines(out)]
-    (out / "results.jsonl").write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in old))
-    told = manifest(out)
-    del told["libraries"]
-    (out / "run.json").write_text(json.dumps(told))
-    upgrade("2.15.0")
-    assert camcli("run", folder, "--out", out, *SMALL).code == 0
-    assert "2 images were explained with torch 2.14.1; 1 with torch 2.15.0" in camcli("status", out).out
 
 
 def test_parts_of_other_versions_are_told_apart_once_joined(
@@ -237,7 +252,7 @@ JUNK = st.recursive(
     max_leaves=6,
 )
 TOLD: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "status": "finished",
     "started": "2024-01-01T00:00:00+00:00",
     "fingerprint": "f" * 64,
@@ -255,7 +270,7 @@ TOLD: dict[str, Any] = {
     "shard": {"index": 1, "count": 1, "positions": [0]},
 }
 RECORD: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "status": "failed",
     "id": "a.jpg",
     "source": "/nowhere/a.jpg",

@@ -67,9 +67,9 @@ def test_classes_and_heat_are_where_a_person_sees_them(
 ) -> None:
     assert camcli("run", PHOTOS, "-c", config_file, "--out", tmp_path / "out").code == 0
     found = records(tmp_path / "out")
-    assert "cat" in found["chelsea.png"]["top"][0]["label"]
-    assert "espresso" in found["coffee.png"]["top"][0]["label"]
-    assert "missile" in found["rocket.jpg"]["top"][0]["label"]
+    assert "cat" in found["chelsea.png"]["predictions"][0]["label"]
+    assert "espresso" in found["coffee.png"]["predictions"][0]["label"]
+    assert "missile" in found["rocket.jpg"]["predictions"][0]["label"]
     assert inside(found["coffee.png"]["heatmaps"][0]["peak"], CUP)
     left, _, right, _ = found["rocket.jpg"]["heatmaps"][0]["box"]
     assert left < (ROCKET[0] + ROCKET[2]) / 2 < right

@@ -65,6 +65,24 @@ def test_the_main_job_on_the_sample_scenes(camcli: Camcli, tmp_path: Path) -> No
         assert json.loads((tmp_path / "out" / "reports" / f"{record['id']}.json").read_text()) == record
 
 
+def test_records_and_manifest_are_in_reading_order_with_no_more_digits_than_float32(
+    camcli: Camcli, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").touch()
+    assert camcli("run", SHAPES / "12-star.png", tmp_path / "broken.jpg", "--out", tmp_path / "out").code == 1
+    failed, record = sorted(lines(tmp_path / "out"), key=lambda one: len(one))
+    assert list(record)[:6] == ["id", "source", "status", "predictions", "heatmaps", "truth"]
+    assert list(failed)[:6] == ["id", "source", "status", "stage", "kind", "message"]
+    assert list(manifest(tmp_path / "out"))[:3] == ["schema_version", "status", "started"]
+    numbers = [one[key] for one in record["predictions"] for key in ("probability", "logit")]
+    numbers += [one[key] for one in record["heatmaps"] for key in ("raw_min", "raw_max")]
+    assert len(numbers) >= 12
+    for number in numbers:
+        assert len(repr(number).split("e")[0].replace(".", "").lstrip("-0")) <= 9, number
+    report = (tmp_path / "out" / "reports" / f"{record['id']}.json").read_text()
+    assert [line.strip()[:9] for line in report.splitlines()].count('{"index":') == len(record["predictions"])
+
+
 def test_two_targets_on_one_scene_give_two_maps(camcli: Camcli, tmp_path: Path) -> None:
     scene = next(path for path in sorted(SHAPES.iterdir()) if path.stem.count("-") == 2)
     assert camcli("run", scene, "--out", tmp_path / "out", "-s", "maps=npz").code == 0
@@ -159,7 +177,9 @@ def test_weights_from_a_file_and_what_is_said_of_bad_ones(camcli: Camcli, images
         assert camcli("run", images, "--out", out, "-s", model, "-s", "input.size=64", *labels).code == 0
         assert {h["target"]["label"] for r in lines(out) for h in r["heatmaps"]} == {"dog"}
     scores = [
-        [p["logit"] for p in r["top"]] for name in ("good-safetensors", "good-pth") for r in lines(tmp_path / name)
+        [p["logit"] for p in r["predictions"]]
+        for name in ("good-safetensors", "good-pth")
+        for r in lines(tmp_path / name)
     ]
     assert scores[:3] == scores[3:]
     for name, sentence in (

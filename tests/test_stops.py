@@ -19,6 +19,7 @@ import torch
 from camcli.cli.progress import Progress
 from camcli.errors import OutputError
 from camcli.pipeline.interrupt import Interrupt
+from camcli.results.ledger import Line
 from camcli.results.rundir import RunDir
 from tests.conftest import REPO, Ended
 from tests.test_faults import failing_engine
@@ -123,7 +124,7 @@ def test_a_signal_while_all_are_painted_in_one_range_ends_the_run(
 ) -> None:
     real = RunDir.append
 
-    def interrupting(self: RunDir, line: str) -> None:
+    def interrupting(self: RunDir, line: Line) -> None:
         real(self, line)
         os.kill(os.getpid(), signal.SIGTERM)
 

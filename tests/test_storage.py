@@ -20,7 +20,7 @@ from camcli.pipeline import job
 from camcli.pipeline.job import Job
 from camcli.records import SCHEMA_VERSION
 from camcli.results.claim import claimed
-from camcli.results.ledger import Entry, Ledger, entry_of
+from camcli.results.ledger import Entry, Ledger, Line, entry_of
 from camcli.results.lock import Lock
 from camcli.results.manifest import Manifest, Model
 from camcli.results.resume import vanished
@@ -34,6 +34,8 @@ from tests.test_run import lines, manifest
 
 Camcli = Callable[..., Ended]
 RUNNING = Manifest(schema_version=SCHEMA_VERSION, status="running")
+TEXT = json.dumps(RECORD).encode() + b"\n"
+LINE = Line(entry_of(RECORD, 0, len(TEXT)), TEXT)
 
 
 @pytest.fixture
@@ -59,8 +61,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 def test_the_manifest_and_tidied_records_survive_a_power_cut(tmp_path: Path, calls: list[tuple[str, str]]) -> None:
     with RunDir(tmp_path) as run:
         run.begin(RUNNING)
-        for line in (RECORD, RECORD):
-            run.append(json.dumps(line))
+        for _ in range(2):
+            run.append(LINE)
         calls.clear()
         run.settle([])
         run.write_manifest(RUNNING)
@@ -108,7 +110,7 @@ def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "write", lambda number, data: real(number, data[:most]))
     with RunDir(tmp_path) as run:
         run.begin(RUNNING)
-        run.append(json.dumps(RECORD))
+        run.append(LINE)
     assert json.loads((tmp_path / "results.jsonl").read_text()) == RECORD
     with (tmp_path / "x").open("wb") as file:
         write_all(file.fileno(), bytes(range(256)))
@@ -166,7 +168,7 @@ def test_records_cannot_make_tidying_delete_what_is_not_camclis(camcli: Camcli, 
     old = out / "overlays" / "old.jpg"
     old.touch()
     forged["files"]["overlays/old.jpg"] = 0
-    text = "".join(json.dumps(r, sort_keys=True) + "\n" for r in (forged, first, second))
+    text = "".join(json.dumps(r) + "\n" for r in (forged, first, second))
     (out / "results.jsonl").write_text(text)
     assert camcli("run", folder, "--out", out, *SMALL).code == 0
     assert lines(out) == [first, second]
@@ -247,7 +249,7 @@ def test_a_home_folder_in_a_path_is_the_same_file_for_a_run_and_the_next(
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
     words = ("run", folder, "--out", out, *SMALL, "-s", "model.labels=~/labels.txt")
     assert camcli(*words).code == 0
-    assert {record["top"][0]["label"] for record in lines(out)} <= set("abcd")
+    assert {record["predictions"][0]["label"] for record in lines(out)} <= set("abcd")
     monkeypatch.setattr("camcli.pipeline.prepare.load_model", lambda *_: pytest.fail("the model was loaded"))
     assert "nothing to do" in camcli(*words).err
     monkeypatch.undo()

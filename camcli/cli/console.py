@@ -86,7 +86,7 @@ def one_line(text: str) -> str:
 
 def print_json(value: Any) -> None:
     """Print a result on standard output as JSON, ASCII only."""
-    typer.echo(json.dumps(value, indent=2, sort_keys=True))
+    typer.echo(json.dumps(value, indent=2))
 
 
 def print_status(found: Status) -> None:
@@ -101,7 +101,7 @@ def print_status(found: Status) -> None:
         typer.echo(f"{found.foreign} of the records were made with another config than the last run's")
     if len(found.versions) > 1:
         typer.echo(visible(_by_versions(found.versions)))
-    for line in evidence_lines(found.without_evidence, found.above):
+    for line in evidence_lines(found.without_evidence, found.above, found.foreign):
         typer.echo(line)
     if not found.listed:
         typer.echo(f"the inputs cannot be listed again, so {found.unknown} images without a record are not named")
@@ -111,12 +111,13 @@ def print_status(found: Status) -> None:
         typer.echo("to try the failed ones again: the same `camcli run` with --retry-failed")
 
 
-def evidence_lines(found: Mapping[str, int], above: float | None) -> list[str]:
-    """What was explained without much to see, in words."""
+def evidence_lines(found: Mapping[str, int], above: float | None, foreign: int = 0) -> list[str]:
+    """What was explained without much to see, in words; foreign: how many had another threshold than `above`."""
+    none = "no class above the threshold of its run" if foreign else f"no class above {above}"
     words = {
-        "no_heatmap": f"no class above {above}, so no heatmap",
-        "no_class": f"no class above {above}, so only maps that need none",
-        "below": f"no class above {above}, so the most probable one is shown",
+        "no_heatmap": f"{none}, so no heatmap",
+        "no_class": f"{none}, so only maps that need none",
+        "below": f"{none}, so the most probable one is shown",
         "empty": "no evidence in any heatmap, so nothing is painted",
     }
     return [f"{found[kind]} image{'s' * (found[kind] != 1)}: {what}" for kind, what in words.items() if kind in found]

@@ -65,7 +65,7 @@ def print_summary(report: RunReport, settled: bool, above: float | None) -> None
         say(f"{report.failed} of them failed ({_by_kind(report)}); --retry-failed tries them again")
     if not settled:
         _print_counts(report)
-    for line in evidence_lines(report.without_evidence, above):
+    for line in evidence_lines(report.without_evidence, above, report.foreign):
         say(line)
 
 

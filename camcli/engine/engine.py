@@ -50,7 +50,7 @@ class Explanation:
     logits, probabilities: float32 [K], of all classes, as a forward pass in `precision` gives them.
     """
 
-    top: tuple[Prediction, ...]
+    predictions: tuple[Prediction, ...]
     heatmaps: tuple[Heatmap, ...]
     logits: NDArray[np.float32] = field(compare=False, repr=False)
     probabilities: NDArray[np.float32] = field(compare=False, repr=False)
@@ -328,8 +328,8 @@ class Engine:
                 of, against = (None if index is None else prediction(index) for index in classes)
                 raw = heat, low, high, bool(reason), method.signed
                 heatmaps.append(Heatmap(method.name, self.layer, of, *raw, against, reason))
-        top = tuple(prediction(k) for k in ranked(probabilities, TOP))
-        return Explanation(top, tuple(heatmaps), logits, probabilities, self.precision)
+        predictions = tuple(prediction(k) for k in ranked(probabilities, TOP))
+        return Explanation(predictions, tuple(heatmaps), logits, probabilities, self.precision)
 
 
 def _untimed(step: str) -> AbstractContextManager[None]:

@@ -67,5 +67,5 @@ def _explained(one: Answered[Explanation] | Failure) -> Explained:
     loaded, answer, item, image = one.loaded, one.answer, one.loaded.item, one.loaded.image
     if isinstance(answer, ItemError):
         return Explained(failure(item, answer, loaded.file), loaded)
-    found = item.id, str(item.path), image.size, image.seen, answer.top, answer.heatmaps, loaded.file
+    found = item.id, str(item.path), image.size, image.seen, answer.predictions, answer.heatmaps, loaded.file
     return Explained(ImageResult(*found, answer.precision), loaded)

@@ -151,7 +151,7 @@ class Explainer:
             if isinstance(answer, ItemError):
                 raise answer
             assert image.image is not None, "loaded whole"
-            yield Explanation(image.image, image.seen, answer.top, answer.heatmaps, image.input)
+            yield Explanation(image.image, image.seen, answer.predictions, answer.heatmaps, image.input)
 
 
 def explain(

@@ -15,9 +15,10 @@ from camcli.errors import ItemError
 from camcli.images.decode import LoadedImage
 from camcli.images.find import Item
 from camcli.records import Failure, FileState, ImageResult
-from camcli.results import report
+from camcli.results.ledger import Line
 
-Outcome = report.ImageRecord | Failure
+Outcome = Line | Failure
+"""What is recorded of an image: the line of its record once its files are there, or its failure."""
 R = TypeVar("R")
 T = TypeVar("T")
 

@@ -59,8 +59,8 @@ def settled(job: Job) -> tuple[RunReport, Manifest] | None:
     told = run.manifest
     if job.policy.fresh or told.precision is None or not _same_job(job, told):
         return None
-    ledger = run.ledger
-    if not ledger.clean or any(e.fingerprint != told.fingerprint[:SHORT] for e in ledger.entries.values()):
+    ledger, own = run.ledger, told.fingerprint[:SHORT]
+    if run.strange or not ledger.clean or any(entry.fingerprint != own for entry in ledger.entries.values()):
         return None
     work = plan(job.mine, ledger, job.out, job.policy)
     return None if work.todo or work.vanished else (_report(job, work, ledger, told.precision.used), told)
@@ -70,7 +70,6 @@ def _same_job(job: Job, told: Manifest) -> bool:
     """Whether a finished run had the same images, settings, weights, labels and libraries."""
     return (
         told.status == "finished"
-        and not told.strange
         and same_request(told.config, job.config.model_dump(mode="json"))
         and told.inputs == listing(job.items, job.asked)
         and told.versions == versions()
@@ -99,7 +98,7 @@ def _report(job: Job, work: Plan, ledger: Ledger, precision: str) -> RunReport:
         exit_code=1 if failed else 0,
         failures=dict(sorted(failures.items())),
         kept=len(work.kept),
-        without_evidence=counts.without_evidence(kept, job.config.targets.above),
+        without_evidence=counts.without_evidence(kept),
         redone=counts.redone(kept, precision),
         skipped_files=dict(job.skipped_files),
     )

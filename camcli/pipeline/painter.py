@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from PIL import Image
 
@@ -18,6 +19,7 @@ from camcli.render.grid import grid, grid_names
 from camcli.render.overlay import encode, overlay_name, paint
 from camcli.results import report
 from camcli.results.fingerprint import SHORT
+from camcli.results.ledger import Line, line_for
 from camcli.results.rundir import RunDir
 from camcli.results.storage import fitted
 
@@ -46,21 +48,21 @@ class Painter:
         self.stopwatch = stopwatch
         self.model = report.ModelRecord(source=model.source, name=model.name, weights_sha256=model.weights_sha256)
 
-    def write(self, result: ImageResult, image: LoadedImage, tops: Mapping[str, float]) -> report.ImageRecord:
-        """The record, once the files are there; tops: for each method, what its hottest colour stands for.
+    def write(self, result: ImageResult, image: LoadedImage, tops: Mapping[str, float]) -> Line:
+        """The line of its record, once the files are there; tops: for each method, what its hottest colour stands for.
 
         Methods without one are scaled image by image. Raises ItemError, and OutputError where the run has to end.
         """
         files, record = self._painted(result, image, tops)
         own = fitted(f"reports/{result.id}.json") if self.config.report else None
-        sizes = {name: len(data) for name, data in files.items()}
-        sealed, text = report.sealed(record, self.fingerprint, sizes, own)
+        record = replace(record, files={name: len(data) for name, data in files.items()})
+        record, line, text = report.sealed(record, own)
         if own:
             files[own] = text
         with self.stopwatch.timing("write"):
             for name, data in files.items():
                 self.folder.write(name, data)
-        return sealed
+        return line_for(record, line)
 
     def cost(self, result: ImageResult) -> int:
         """Bytes that painting an image of its own size takes beside it: copies of it, and the encoded files."""
@@ -79,7 +81,8 @@ class Painter:
         files = {fitted(name): data for name, data in maps.WRITERS[self.config.maps](result).items()}
         overlays = [fitted(overlay_name(result, heatmap, look)) for heatmap in result.heatmaps]
         grids = {fitted(name): members for name, members in grid_names(result, look).items()}
-        record = image_record(result, self.model, self.layer, overlays, list(files), list(grids))
+        about = list(files), list(grids), self.fingerprint, self.config.targets.above
+        record = image_record(result, self.model, self.layer, overlays, *about)
         painted: list[Image.Image] = []
         for name, heatmap in zip(overlays, result.heatmaps, strict=True):
             last = heatmap is result.heatmaps[-1] and not grids

@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from camcli.images import geometry
-from camcli.records import Box, Failure, FileState, Heatmap, ImageResult, Prediction
+from camcli.records import Box, Failure, Heatmap, ImageResult, Lack, Prediction
 from camcli.results import versions
-from camcli.results.report import (
-    Corners,
-    FailureRecord,
-    FileRecord,
-    HeatmapRecord,
-    ImageRecord,
-    ModelRecord,
-    RankedRecord,
-    TargetRecord,
-)
+from camcli.results.report import Corners, FailureRecord, HeatmapRecord, ImageRecord, ModelRecord
 
 
 def image_record(
-    result: ImageResult, model: ModelRecord, layer: str, overlays: list[str], maps: list[str], grids: list[str]
+    result: ImageResult,
+    model: ModelRecord,
+    layer: str,
+    overlays: Sequence[str],
+    maps: Sequence[str] = (),
+    grids: Sequence[str] = (),
+    fingerprint: str = "",
+    above: float | None = None,
 ) -> ImageRecord:
-    """The record of one image; `overlays` has one path for each of its heatmaps."""
+    """The record of one image; `overlays` has one path for each of its heatmaps, `above` is the targets' threshold."""
     width, height = result.size
     return ImageRecord(
         id=result.id,
         source=result.source,
-        input=_file(result.file),
-        versions=versions.key(),
+        predictions=tuple(map(_short, result.predictions)),
+        heatmaps=tuple(_heatmap(h, o, result) for h, o in zip(result.heatmaps, overlays, strict=True)),
+        without_evidence=lack(result, above),
         width=width,
         height=height,
         seen=_corners(result.seen),
         model=model,
         layer=layer,
         precision=result.precision,
-        top=[RankedRecord(rank=i, **_target(p)) for i, p in enumerate(result.top, start=1)],
-        heatmaps=[_heatmap(h, o, result) for h, o in zip(result.heatmaps, overlays, strict=True)],
-        maps=maps,
-        grids=grids,
+        maps=tuple(maps),
+        grids=tuple(grids),
+        input=result.file,
+        fingerprint=fingerprint,
+        versions=versions.key(),
     )
 
 
@@ -47,13 +50,33 @@ def failure_record(failure: Failure, fingerprint: str = "") -> FailureRecord:
     return FailureRecord(
         id=failure.id,
         source=failure.source,
-        input=_file(failure.file),
-        fingerprint=fingerprint,
-        versions=versions.key(),
         stage=failure.stage,
         kind=failure.kind,
         message=failure.message,
+        input=failure.file,
+        fingerprint=fingerprint,
+        versions=versions.key(),
     )
+
+
+def lack(result: ImageResult, above: float | None) -> Lack | None:
+    """What there is too little of to see, given the probability that classes had to reach."""
+    if not result.heatmaps:
+        return "no_heatmap"
+    if all(heatmap.empty for heatmap in result.heatmaps):
+        return "empty"
+    if above is None or not result.predictions or result.predictions[0].probability >= above:
+        return None
+    return "below" if any(heatmap.target for heatmap in result.heatmaps) else "no_class"
+
+
+def shortest(value: float) -> float:
+    """The decimal with the fewest digits that is the same number in float32."""
+    return float(str(np.float32(value)))
+
+
+def _short(prediction: Prediction) -> Prediction:
+    return replace(prediction, probability=shortest(prediction.probability), logit=shortest(prediction.logit))
 
 
 def _heatmap(heatmap: Heatmap, overlay: str, result: ImageResult) -> HeatmapRecord:
@@ -61,30 +84,17 @@ def _heatmap(heatmap: Heatmap, overlay: str, result: ImageResult) -> HeatmapReco
     box = geometry.hot_box(evidence, result.seen, *result.size)
     return HeatmapRecord(
         method=heatmap.method,
-        target=TargetRecord(**_target(heatmap.target)) if heatmap.target else None,
-        against=TargetRecord(**_target(heatmap.against)) if heatmap.against else None,
-        signed=heatmap.signed,
-        overlay=overlay,
-        raw_min=heatmap.raw_min,
-        raw_max=heatmap.raw_max,
-        empty=heatmap.empty,
-        reason=heatmap.reason,
+        target=_short(heatmap.target) if heatmap.target else None,
+        against=_short(heatmap.against) if heatmap.against else None,
         peak=geometry.peak(evidence, result.seen, *result.size),
         box=_corners(box) if box else None,
+        raw_min=shortest(heatmap.raw_min),
+        raw_max=shortest(heatmap.raw_max),
+        signed=heatmap.signed,
+        empty=heatmap.empty,
+        reason=heatmap.reason,
+        overlay=overlay,
     )
-
-
-def _file(state: FileState | None) -> FileRecord | None:
-    return FileRecord(bytes=state.bytes, mtime_ns=state.mtime_ns, sha256=state.sha256) if state else None
-
-
-def _target(prediction: Prediction) -> dict[str, Any]:
-    return {
-        "index": prediction.index,
-        "label": prediction.label,
-        "probability": prediction.probability,
-        "logit": prediction.logit,
-    }
 
 
 def _corners(box: Box) -> Corners:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 
 from camcli.pipeline.record import failure_record
 from camcli.records import Failure
-from camcli.results import report
 from camcli.results.fingerprint import SHORT
+from camcli.results.ledger import Line, line_for
+from camcli.results.report import line_of_record
 from camcli.results.rundir import RunDir
 
 
@@ -30,9 +31,7 @@ class Recorder:
         """Whether more images failed than may."""
         return self.max_errors is not None and self.failures.total() > self.max_errors
 
-    def record(
-        self, outcomes: Iterable[report.ImageRecord | Failure], advance: Callable[[Failure | None], None]
-    ) -> None:
+    def record(self, outcomes: Iterable[Line | Failure], advance: Callable[[Failure | None], None]) -> None:
         """Record all; advance is told of each, with the failure if it is one."""
         for outcome in outcomes:
             failure = outcome if isinstance(outcome, Failure) else None
@@ -41,10 +40,10 @@ class Recorder:
             self._append(outcome)
             advance(failure)
 
-    def _append(self, outcome: report.ImageRecord | Failure) -> None:
-        self.seen.add(outcome.id)
+    def _append(self, outcome: Line | Failure) -> None:
         if isinstance(outcome, Failure):
             self.failures[outcome.kind] += 1
-            self.folder.append(report.to_json(failure_record(outcome, self.fingerprint)))
-        else:
-            self.folder.append(report.to_json(outcome))
+            record = failure_record(outcome, self.fingerprint)
+            outcome = line_for(record, line_of_record(record))
+        self.seen.add(outcome.entry.id)
+        self.folder.append(outcome)

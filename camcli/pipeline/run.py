@@ -139,7 +139,7 @@ def _summary(job: Job, work: Plan, recorder: Recorder, precision: str, seconds: 
         vanished=len(work.vanished),
         redone=counts.redone(recorded, precision),
         foreign=sum(entry.fingerprint != recorder.fingerprint for entry in records),
-        without_evidence=counts.without_evidence(recorded, job.config.targets.above),
+        without_evidence=counts.without_evidence(recorded),
         skipped_files=dict(job.skipped_files),
     )
 

@@ -23,21 +23,6 @@ def redone(entries: Iterable[Entry], precision: str) -> int:
     return 0 if precision == "fp32" else precisions(entries).get("fp32", 0)
 
 
-def without_evidence(entries: Iterable[Entry], above: float | None) -> dict[str, int]:
-    """How many images were explained with little to see: only kinds that there are.
-
-    No class reached `above`, and so, no_heatmap: there is none; no_class: only those that need no class; below: of the
-    most probable class. empty: no heatmap has any evidence.
-    """
-    found = Counter(kind for entry in entries if entry.done and (kind := _lack(entry, above)))
-    return dict(sorted(found.items()))
-
-
-def _lack(entry: Entry, above: float | None) -> str:
-    if not entry.heatmaps:
-        return "no_heatmap"
-    if entry.heatmaps == entry.empty:
-        return "empty"
-    if above is None or entry.likeliest >= above:
-        return ""
-    return "below" if entry.classes else "no_class"
+def without_evidence(entries: Iterable[Entry]) -> dict[str, int]:
+    """How many images were explained with little to see, by what they lack: only kinds that there are."""
+    return dict(sorted(Counter(entry.lack for entry in entries if entry.lack).items()))

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from camcli.records import SCHEMA_VERSION, FileState
 from camcli.results import storage
+from camcli.results.report import FailureRecord, Record
 
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -20,9 +21,7 @@ class Entry:
     """One image's line: where it is in the file (bytes), and what resuming needs of it.
 
     files: size in bytes by path below the run folder. stage, kind, message: empty when the image was explained.
-    heatmaps: how many it has, of which `classes` are of a class and `empty` without evidence.
-    likeliest: the probability of its most probable class.
-    precision: in which it was, empty when it was not or nobody noted it.
+    precision: in which it was, lack: what there is too little of to see; empty when it was not.
     """
 
     id: str
@@ -38,10 +37,15 @@ class Entry:
     precision: str
     offset: int
     length: int
-    heatmaps: int = 0
-    classes: int = 0
-    empty: int = 0
-    likeliest: float = 1.0
+    lack: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A record on its way into results.jsonl: its text, and the entry that it will have."""
+
+    entry: Entry
+    text: bytes
 
 
 @dataclass(slots=True)
@@ -92,11 +96,11 @@ def _read(ledger: Ledger, line: bytes) -> None:
         ledger.strange = "text in UTF-16, where camcli writes UTF-8"
     record = _parsed(line)
     version = record.get("schema_version")
-    if type(version) is int and version > SCHEMA_VERSION:
+    if type(version) is int and version != SCHEMA_VERSION:
         ledger.strange = strange_schema("records", version)
     try:
-        if type(version) is not int or version != SCHEMA_VERSION:
-            raise ValueError(f"no record of this version: {version}")
+        if type(version) is not int:
+            raise ValueError(f"no record of any version: {version}")
         ledger.add(entry_of(record, ledger.size, len(line)))
     except (ValueError, KeyError, TypeError, AttributeError):
         ledger.clean = False
@@ -120,7 +124,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 def _is_canonical(line: bytes) -> bool:
-    """ASCII without byte order mark and carriage return, as `report.to_json` writes."""
+    """ASCII without byte order mark and carriage return, as `report` writes."""
     return line.startswith(b"{") and line.endswith(b"}\n") and line.isascii()
 
 
@@ -130,7 +134,29 @@ def line_of(file: BinaryIO, entry: Entry) -> bytes:
     line = file.read(entry.length)
     if _is_canonical(line):
         return line
-    return json.dumps(json.loads(line.decode("utf-8-sig")), sort_keys=True).encode() + b"\n"
+    return json.dumps(json.loads(line.decode("utf-8-sig"))).encode() + b"\n"
+
+
+def line_for(record: Record, text: bytes) -> Line:
+    """The line of a record that camcli made."""
+    failed, explained = (record, None) if isinstance(record, FailureRecord) else (None, record)
+    entry = Entry(
+        id=record.id,
+        source=record.source,
+        done=explained is not None,
+        fingerprint=record.fingerprint,
+        versions=record.versions,
+        file=record.input,
+        files=explained.files if explained else {},
+        stage=failed.stage if failed else "",
+        kind=failed.kind if failed else "",
+        message=failed.message if failed else "",
+        precision=explained.precision if explained else "",
+        offset=0,
+        length=len(text),
+        lack=(explained.without_evidence or "") if explained else "",
+    )
+    return Line(entry, text)
 
 
 def entry_of(record: dict[str, Any], offset: int, length: int) -> Entry:
@@ -153,7 +179,7 @@ def entry_of(record: dict[str, Any], offset: int, length: int) -> Entry:
         _text(record.get("precision") or "") if done else "",
         offset,
         length,
-        *_evidence(record),
+        _text(record.get("without_evidence") or ""),
     )
 
 
@@ -185,16 +211,3 @@ def _file_state(value: Any) -> FileState | None:
         return None
     digest = value["sha256"]
     return FileState(_number(value["bytes"]), _number(value["mtime_ns"]), None if digest is None else _text(digest))
-
-
-def _evidence(record: dict[str, Any]) -> tuple[int, int, int, float]:
-    """heatmaps, classes, empty and likeliest of an entry."""
-    maps, top = record.get("heatmaps", []), record.get("top", [])
-    of_classes, empty = (sum(bool(heatmap[key]) for heatmap in maps) for key in ("target", "empty"))
-    return len(maps), of_classes, empty, _share(top[0]["probability"]) if top else 1.0
-
-
-def _share(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 <= value <= 1:
-        raise ValueError(f"no probability: {value}")
-    return float(value)

@@ -221,11 +221,8 @@ def ended(settings: Manifest, report: RunReport, entries: Mapping[str, Entry], i
 
 
 def libraries(entries: Iterable[Entry], earlier: Manifest, current: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """The versions that made `entries`, by their key; earlier: the manifest of the run before.
-
-    Records of a camcli that kept no versions with each have the key ``, and are of the run before.
-    """
-    known = {"": earlier.versions, **earlier.libraries, versions.key(): dict(current)}
+    """The versions that made `entries`, by their key; earlier: the manifest of the run before."""
+    known = {**earlier.libraries, versions.key(): dict(current)}
     return {key: known.get(key, {}) for key in sorted({entry.versions for entry in entries})}
 
 

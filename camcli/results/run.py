@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,9 +97,9 @@ class Run:
         rows = [
             {
                 "id": record.id,
-                "top1": record.top[0].label,
-                "probability": record.top[0].probability,
-                **{key: value for key, value in heatmap.model_dump().items() if key not in ("target", "against")},
+                "top1": record.predictions[0].label,
+                "probability": record.predictions[0].probability,
+                **{key: value for key, value in asdict(heatmap).items() if key not in ("target", "against")},
                 "target": heatmap.target.label if heatmap.target else None,
                 "target_probability": heatmap.target.probability if heatmap.target else None,
             }

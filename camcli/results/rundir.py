@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +18,7 @@ from camcli.errors import ItemError, OutputError
 from camcli.records import PRODUCTS
 from camcli.results import storage
 from camcli.results.claim import Kind, claimed, refuse_another_job
-from camcli.results.ledger import Ledger, entry_of, line_of
+from camcli.results.ledger import Ledger, Line, line_of
 from camcli.results.manifest import Manifest, manifest_file
 from camcli.results.run import results_file, run_in
 
@@ -109,19 +110,18 @@ class RunDir:
         if _identity(self.path) != self._home:
             raise OutputError(f"{self.path}: was removed or renamed during the run, which therefore ends here")
 
-    def append(self, line: str) -> None:
+    def append(self, line: Line) -> None:
         """Add one record; raises OutputError and leaves whole lines only."""
         assert self._results is not None, "append is for a run that has begun"
-        data = line.encode() + b"\n"
         self._check_results(self._results)
         with storage.fatal(self._results_path):
             try:
-                storage.write_all(self._results, data)
+                storage.write_all(self._results, line.text)
             except OSError:
                 os.ftruncate(self._results, self.ledger.size)
                 raise
-        self.ledger.add(entry_of(json.loads(line), self.ledger.size, len(data)))
-        self.ledger.size += len(data)
+        self.ledger.add(replace(line.entry, offset=self.ledger.size))
+        self.ledger.size += len(line.text)
 
     def _check_results(self, number: int) -> None:
         """Raises OutputError once the records in the folder are not those that this run writes."""
@@ -162,7 +162,7 @@ class RunDir:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write what is about the folder as a whole so that it survives a power cut; raises OutputError."""
-        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+        text = json.dumps(value, indent=2, allow_nan=False)
         self._check_home()
         with storage.fatal(self.path / name):
             storage.write_atomic(self.path / name, text.encode() + b"\n", sync=True, tag=self.suffix)

@@ -93,7 +93,7 @@ def inspect(out: Path, check: Check) -> Status:
         damaged=tuple(verdicts.get("damaged", ())),
         vanished=vanished(known, ledger),
         failures=dict(sorted(failures(ledger.entries[name] for name in failed).items())),
-        without_evidence=without_evidence((ledger.entries[name] for name in verdicts.get("done", ())), told.above),
+        without_evidence=without_evidence(ledger.entries[name] for name in verdicts.get("done", ())),
         above=told.above,
         listed=items is not None,
         foreign=sum(e.fingerprint not in current for e in ledger.entries.values()),
@@ -106,7 +106,7 @@ def _versions(ledger: Ledger, runs: Sequence[Run]) -> list[tuple[int, Mapping[st
     """(how many images were explained, with which versions), the most first; no versions where nobody knows."""
     known: dict[str, Mapping[str, str]] = {}
     for run in runs:
-        known.update({"": run.manifest.versions, **run.manifest.libraries, **known})
+        known.update(run.manifest.libraries)
     used = Counter(entry.versions for entry in ledger.entries.values() if entry.done)
     return [(count, known.get(key, {})) for key, count in used.most_common()]
 

@@ -81,7 +81,7 @@ def differences(full: Run, other: Run) -> dict[str, Any]:
     changed, lowest, below = [], 1.0, 0
     for name, record in full.records.items():
         theirs = other.records[name]
-        same = record["top"][0]["index"] == theirs["top"][0]["index"]
+        same = record["predictions"][0]["index"] == theirs["predictions"][0]["index"]
         targets = [[h["target"]["index"] for h in r["heatmaps"]] for r in (record, theirs)]
         if not same or sorted(targets[0]) != sorted(targets[1]):
             changed.append(name)
