@@ -253,7 +253,7 @@ def layer_method(
             return [compute(view, *_told(batch, name, options)) for view in views]
 
         def all_terms(batch: Batch, views: Sequence[LayerView], raws: Sequence[Tensor]) -> list[Tensor]:
-            return [terms(view, raw) if terms else raw for view, raw in zip(views, raws, strict=True)]
+            return [terms(view, raw) if terms else _parted(raw) for view, raw in zip(views, raws, strict=True)]
 
         about = name, each, needs, cost, paper, "layer", False, _formula(compute), class_specific
         METHODS.add(name, Method(*about, all_terms, options, good_for))  # type: ignore[arg-type]
@@ -307,6 +307,11 @@ def load_plugins() -> None:
         except Exception as error:  # other people's code raises many kinds
             reason = f"{type(error).__name__}: {error}"
             raise MethodError(f"entry point camcli.methods {plugin.value!r} cannot be loaded: {reason}") from None
+
+
+def _parted(raw: Tensor) -> Tensor:
+    """[B,C,h,w] of the channels' parts, or of a map [B,h,w] that is a sum of nothing else."""
+    return raw if raw.dim() == 4 else raw[:, None]
 
 
 def _formula(compute: Callable[..., Tensor]) -> str:
