@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Reshape = Callable[[Tensor], Tensor]
 Array = NDArray[np.float32]
@@ -68,6 +69,40 @@ def plus_plus(module: nn.Module, path: str, reshape: Reshape, x: Tensor, target:
         alpha = torch.where(g[b, c] == 0, 0, g[b, c] ** 2 / below)
         total[b] += (alpha * g[b, c].clamp_min(0)).sum() * a[b, c]
     return total.float()
+
+
+def smooth_plus_plus(
+    module: nn.Module, path: str, reshape: Reshape, x: Tensor, copies: list[Tensor], target: int
+) -> Tensor:
+    """[B,h,w] Smooth Grad-CAM++, location by location, from the gradients of noisy copies, in float64."""
+    a = reshape(activation_and_gradient(module, path, x, target)[0]).double()
+    g = torch.stack([reshape(activation_and_gradient(module, path, one, target)[1]).double() for one in copies])
+    total = torch.zeros(len(x), *a.shape[2:], dtype=torch.float64)
+    for b, c in np.ndindex(*a.shape[:2]):
+        first, second, third = ((g[:, b, c] ** power).mean(0) for power in (1, 2, 3))
+        alpha = torch.where(second == 0, 0, second / (2 * second + a[b, c].sum() * third))
+        total[b] += (alpha * first.clamp_min(0)).sum() * a[b, c]
+    return total.float()
+
+
+def shapley(module: nn.Module, path: str, reshape: Reshape, x: Tensor, target: int) -> Tensor:
+    """[B,h,w] ShapleyCAM by two backwards through the whole network, with PyTorch's plain attention."""
+    kept: list[Tensor] = []
+
+    def keep(output: Tensor) -> Tensor:
+        kept.append(output)
+        return output.clone()
+
+    with exchanged(module, path, keep), sdpa_kernel(SDPBackend.MATH):
+        score = module(x.clone().requires_grad_())[:, target].sum()
+    [a] = kept
+    [g] = torch.autograd.grad(score, a, create_graph=True)
+    bent = torch.zeros_like(a)
+    if g.requires_grad:
+        found = torch.autograd.grad(g, a, a.detach(), allow_unused=True)[0]
+        bent = bent if found is None else found
+    weights = reshape(g - bent / 2).mean((2, 3), keepdim=True)
+    return (weights * reshape(a)).sum(1).detach()
 
 
 def ablation(module: nn.Module, path: str, reshape: Reshape, x: Tensor, target: int) -> Tensor:

@@ -29,7 +29,7 @@ from tests import oracles, peers
 from tests.nets import CLASSES, NETS, Net, inputs
 
 COSTLY = ("scorecam", "ablationcam")
-UP_TO_SIGN = ("eigencam", "eigengradcam")
+UP_TO_SIGN = ("eigencam", "eigengradcam", "kpcacam")
 RELU_ONLY = ("squeezenet1_0", "resnet18", "resnet50", "vgg16")
 CONV_ONLY = (*RELU_ONLY, "densenet121", "mobilenet_v3_large")
 Array = NDArray[np.float32]
@@ -120,6 +120,8 @@ def reference(case: Case, name: str) -> tuple[Array, str]:
         return oracles.shown(oracles.plus_plus(module, path, case.maps_of, x, case.target), case.net.side), "="
     if name == "fullgrad" and case.net.name not in CONV_ONLY:
         return oracles.full_gradient(module, case.reshape, x, case.target).numpy(), "="
+    if name == "shapleycam" and case.net.name not in CONV_ONLY:
+        return oracles.shown(oracles.shapley(module, path, case.maps_of, x, case.target), case.net.side), "="
     if name in peers.GRAD_CAM:
         return peers.grad_cam(name, module, path, x, case.target, case.reshape), ""
     return OTHERS[name](case)
@@ -160,6 +162,15 @@ def _occlusion(case: Case) -> tuple[Array, str]:
     return np.asarray(summed / 3, dtype=np.float32), ""
 
 
+def _smooth_plus_plus(case: Case) -> tuple[Array, str]:
+    noise = torch.Generator().manual_seed(0)
+    samples = [torch.randn(case.x.shape[1:], generator=noise) for _ in range(4)]
+    ranges = case.x.amax((1, 2, 3)) - case.x.amin((1, 2, 3))
+    copies = [case.x + 0.07 * ranges[:, None, None, None] * sample for sample in samples]
+    raw = oracles.smooth_plus_plus(case.module, case.net.path, case.maps_of, case.x, copies, case.target)
+    return oracles.shown(raw, case.net.side), "="
+
+
 def _smoothgrad(case: Case) -> tuple[Array, str]:
     noise = torch.Generator().manual_seed(0)
     samples = [torch.randn(case.x.shape[1:], generator=noise) for _ in range(16)]
@@ -181,6 +192,7 @@ OTHERS: dict[str, Callable[[Case], tuple[Array, str]]] = {
     "guided-gradcam": _guided_gradcam,
     "integrated-gradients": _integrated,
     "occlusion": _occlusion,
+    "smooth-gradcam++": _smooth_plus_plus,
     "smoothgrad": _smoothgrad,
 }
 

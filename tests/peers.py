@@ -26,6 +26,10 @@ GRAD_CAM = {
     "gradcam-elementwise": "GradCAMElementWise",
     "eigencam": "EigenCAM",
     "eigengradcam": "EigenGradCAM",
+    "kpcacam": "KPCA_CAM",
+    "fem": "FEM",
+    "shapleycam": "ShapleyCAM",
+    "finercam": "FinerCAM",
     "scorecam": "ScoreCAM",
     "ablationcam": "AblationCAM",
     "fullgrad": "FullGrad",
@@ -54,11 +58,21 @@ def grad_cam(
             explain = getattr(pgc, GRAD_CAM[name])(
                 module, layers, reshape_transform=reshape, **(kwargs if name == "ablationcam" else {})
             )
+            if name == "finercam":
+                return np.asarray(explain(x.clone(), target_idx=target))
+            if name == "shapleycam":
+                _let_go_gently(explain)
             explain.batch_size = batch_size
             return np.asarray(explain(x.clone(), [ClassifierOutputTarget(target)] * len(x), **smoothing))
     finally:
         module.requires_grad_(False)
         module.zero_grad()
+
+
+def _let_go_gently(explain: object) -> None:
+    """Only take its hooks out: its own release detaches views in place, which torch refuses."""
+    held = explain.activations_and_grads  # type: ignore[attr-defined]
+    held.release = lambda: [handle.remove() for handle in held.handles]
 
 
 def guided_backprop(module: nn.Module, x: Tensor, target: int) -> Array:

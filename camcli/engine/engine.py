@@ -25,6 +25,7 @@ from camcli.engine.methods import Batch, LayerView, Method
 from camcli.engine.methods.lift import curvatures_of, gradients_of
 from camcli.engine.methods.maps import REASONS, Maps, along, mean_of, merge, principal, rounding
 from camcli.engine.methods.options import options_of
+from camcli.engine.methods.unfused import Unfused
 from camcli.engine.tap import Past, Tail, cut, noting
 from camcli.engine.targets import Chooser, Target, ranked, target_weights
 from camcli.errors import ItemError, MethodError
@@ -175,6 +176,8 @@ class Engine:
             past = stack.enter_context(noting(self.module, self.taps)) if "tail" in needs else {}
             kept = stack.enter_context(cut(self.module, self.taps))
             stack.enter_context(torch.set_grad_enabled("gradients" in needs))
+            if "curvature" in needs:
+                stack.enter_context(Unfused())
             logits = self.network(inputs)
         return Pass(inputs, logits, kept, past, tuple({} for _ in self.taps), {})
 

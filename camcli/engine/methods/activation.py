@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+from pydantic import Field
 from torch import Tensor
 
+from camcli.config.schema import Section
 from camcli.engine.methods.head import class_weights
-from camcli.engine.methods.maps import along, principal
+from camcli.engine.methods.maps import along, kernel_principal, principal
 from camcli.engine.methods.view import LayerView, layer_method
 
 
@@ -35,3 +38,47 @@ def _eigencam_terms(view: LayerView, raw: Tensor) -> Tensor:
 def eigencam(view: LayerView) -> Tensor:
     """First principal component of the locations' vectors A: one map of no class, the same whatever is asked."""
     return principal(view.activations)
+
+
+class Kernel(Section):
+    """Options of kpcacam."""
+
+    gamma: float | None = Field(None, gt=0, description="Of the kernel tanh(gamma x·y + 1); null: 1 / channels.")
+
+
+@layer_method(
+    "kpcacam",
+    ("activations",),
+    "1 eigendecomposition of locations x locations",
+    "https://arxiv.org/abs/2410.00267",
+    class_specific=False,
+    options=Kernel,
+    good_for="what stands out, with curves",
+)
+def kpcacam(view: LayerView, options: Kernel) -> Tensor:
+    """First principal component of the locations' vectors A under the kernel tanh(gamma x·y + 1); of no class."""
+    return kernel_principal(view.activations, options.gamma or 1 / view.activations.shape[1])
+
+
+class Deviations(Section):
+    """Options of fem."""
+
+    deviations: float = Field(
+        2.0, ge=0, description="A location is strong this many deviations above its channel's mean."
+    )
+
+
+@layer_method(
+    "fem",
+    ("activations",),
+    "nothing",
+    "https://hal.science/hal-02963298",
+    class_specific=False,
+    options=Deviations,
+    good_for="rare strong features, no class",
+)
+def fem(view: LayerView, options: Deviations) -> Tensor:
+    """A_c times the share of its locations above mean_hw(A_c) + k std_hw(A_c); of no class."""
+    a = view.activations
+    spread, mean = torch.std_mean(a, dim=(2, 3), correction=0, keepdim=True)
+    return (a > mean + options.deviations * spread).float().mean(dim=(2, 3), keepdim=True) * a

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from camcli.config.schema import Positive, Section, Unit
 from camcli.engine.methods.maps import along, principal
-from camcli.engine.methods.view import LayerView, Need, layer_method
+from camcli.engine.methods.view import Batch, LayerView, Need, layer_method
 
 NEEDS: tuple[Need, ...] = ("activations", "gradients")
 COST = "1 backward of the tail"
@@ -39,10 +41,15 @@ def gradcam_plus_plus(view: LayerView) -> Tensor:
     a = 1 / (2 + S_c g). It has a pole where S_c g = -2, which only a channel with negative activations reaches: within
     a thousandth of the larger term from it a cell counts nothing, and beyond it a is negative, as the formula says.
     """
-    g, product = view.gradients, view.activations.sum(dim=(2, 3), keepdim=True) * view.gradients
-    at_pole = (2 + product).abs() <= POLE * product.abs().clamp_min(2)
-    alpha = torch.where(at_pole, 0, 1 / (2 + product))
-    return (g.relu() * alpha).sum(dim=(2, 3), keepdim=True) * view.activations
+    g, total = view.gradients, view.activations.sum(dim=(2, 3), keepdim=True)
+    return (g.relu() * _alpha(g, torch.ones_like(g), total)).sum(dim=(2, 3), keepdim=True) * view.activations
+
+
+def _alpha(cubic: Tensor, square: Tensor, total: Tensor) -> Tensor:
+    """square / (2 square + total cubic), zero within POLE of where the denominator is zero."""
+    below, product = 2 * square + total * cubic, total * cubic
+    at_pole = below.abs() <= POLE * torch.maximum(product.abs(), 2 * square)
+    return torch.where(at_pole, 0, square / below)
 
 
 def xgradcam_terms(view: LayerView, raw: Tensor) -> Tensor:
@@ -115,3 +122,93 @@ def _eigengradcam_terms(view: LayerView, raw: Tensor) -> Tensor:
 def eigengradcam(view: LayerView) -> Tensor:
     """First principal component of the locations' vectors g A: Eigen-CAM, of one class."""
     return principal(view.gradients * view.activations)
+
+
+@layer_method(
+    "shapleycam",
+    (*NEEDS, "curvature"),
+    "2 backwards of the tail",
+    "https://arxiv.org/abs/2501.06261",
+    good_for="layers with nonlinear heads behind",
+)
+def shapleycam(view: LayerView) -> Tensor:
+    """mean_hw(g_c - (H A)_c / 2) A_c, H the score's second derivative: Shapley values of channels, second order.
+
+    Grad-CAM where the network behind the layer is linear piece by piece.
+    """
+    return (view.gradients - view.curvature / 2).mean(dim=(2, 3), keepdim=True) * view.activations
+
+
+class Similar(Section):
+    """Options of finercam."""
+
+    similar: Positive = Field(3, description="Classes to tell the target from: those with the nearest logits.")
+    strength: float = Field(1.0, ge=0, description="What their evidence counts; 0 is Grad-CAM.")
+
+
+@layer_method(
+    "finercam",
+    NEEDS,
+    "1 backward of the tail",
+    "https://arxiv.org/abs/2501.11309",
+    options=Similar,
+    good_for="telling apart classes alike",
+)
+def finercam(view: LayerView, options: Similar) -> Tensor:
+    """Grad-CAM of y - strength * sum_k q_k y_k, k the classes whose logits are nearest to y, q their softmax."""
+    weights = finer_weights(view.batch, options)
+    return view.differentiate(weights).mean(dim=(2, 3), keepdim=True) * view.activations
+
+
+def finer_weights(batch: Batch, options: Similar) -> Tensor:
+    """[B,K]: the gradient of FinerCAM's score by the logits; rows that ask nothing are zero."""
+    logits, asked = batch.logits, batch.target_weights
+    distance = (logits - batch.scores[:, None]).abs().masked_fill(asked != 0, torch.inf)
+    nearest = distance.argsort(dim=1, stable=True)[:, : min(options.similar, logits.shape[1] - 1)]
+    near = logits.gather(1, nearest)
+    share = near.softmax(dim=1)
+    slope = share * (1 + near - (share * near).sum(dim=1, keepdim=True))
+    others = torch.zeros_like(logits).scatter(1, nearest, slope)
+    return asked - options.strength * others * asked.any(dim=1, keepdim=True)
+
+
+class NoisyPlus(Section):
+    """Options of smooth-gradcam++."""
+
+    samples: Positive = Field(4, description="Noisy copies.")
+    noise: Unit = Field(0.07, description="Standard deviation, in parts of the input's range.")
+
+
+@layer_method(
+    "smooth-gradcam++",
+    NEEDS,
+    "`samples` forwards, as many backwards of the tail",
+    "https://arxiv.org/abs/1908.01224",
+    options=NoisyPlus,
+    good_for="Grad-CAM++ where gradients are noisy",
+)
+def smooth_gradcam_plus_plus(view: LayerView, options: NoisyPlus) -> Tensor:
+    """sum_hw(relu(m1) a) A_c with a = m2 / (2 m2 + S_c m3), m_p the mean of g^p over noisy copies of the image.
+
+    The paper writes m1 above the fraction, with which no noise would not give Grad-CAM++. All images meet the same
+    noise, and the copies serve every target.
+    """
+    first, second, third = view.once("noisy moments", lambda: _moments(view, options))[view.batch.turn]
+    total = view.activations.sum(dim=(2, 3), keepdim=True)
+    return (first.relu() * _alpha(third, second, total)).sum(dim=(2, 3), keepdim=True) * view.activations
+
+
+def _moments(view: LayerView, options: NoisyPlus) -> list[list[Tensor]]:
+    """For each target of the batch the means of g, g² and g³ [B,C,h,w] over noisy copies."""
+    inputs, generator = view.batch.inputs, torch.Generator().manual_seed(0)
+    deviation = options.noise * (inputs.amax(dim=(1, 2, 3), keepdim=True) - inputs.amin(dim=(1, 2, 3), keepdim=True))
+    rounds = view.batch.rounds or [view.batch.target_weights]
+    sums: list[list[Tensor]] = [[torch.zeros_like(view.activations) for _ in range(3)] for _ in rounds]
+    for _ in range(options.samples):
+        noise = torch.randn(inputs.shape[1:], generator=generator).to(inputs.device)
+        noisy = view.at(inputs + deviation * noise)
+        for weights, total in zip(rounds, sums, strict=True):
+            g = noisy.differentiate(weights)
+            for power, one in enumerate(total, 1):
+                one += g**power / options.samples
+    return sums

@@ -126,9 +126,36 @@ def principal(contributions: Tensor) -> Tensor:
         projected = vectors[..., -1] * values[:, -1:].clamp_min(0).sqrt()
     else:
         projected = (locations @ torch.linalg.eigh(locations.mT @ locations).eigenvectors[..., -1:])[..., 0]
-    opposed = (projected * (total - total.mean(dim=1, keepdim=True))).sum(dim=1, keepdim=True) < 0
-    projected = (torch.where(opposed, -projected, projected) * largest[..., 0]).float()
+    projected = (_rising(projected, total) * largest[..., 0]).float()
     return torch.where(finite, projected, torch.nan).view(-1, *contributions.shape[2:])
+
+
+def kernel_principal(contributions: Tensor, gamma: float) -> Tensor:
+    """First kernel principal component of each image's centred locations [h*w,C]: [B,C,h,w] -> [B,h,w].
+
+    The kernel of two locations is tanh(gamma x·y + 1). The sign is chosen as in `principal`. An image at a time,
+    because a kernel is as large as the square of the number of locations.
+    """
+    return torch.stack([_component(one.flatten(1).T, gamma).view(one.shape[1:]) for one in contributions])
+
+
+def _component(locations: Tensor, gamma: float) -> Tensor:
+    """[n] for locations [n,C]."""
+    if not locations.isfinite().all():
+        return torch.full_like(locations[:, 0], torch.nan)
+    locations = locations.to(torch.float32 if locations.device.type == "mps" else torch.float64)
+    total = locations.abs().sum(dim=1)[None]
+    locations = locations - locations.mean(dim=0)
+    kernel = (gamma * (locations @ locations.T) + 1).tanh()
+    kernel = kernel - kernel.mean(dim=0) - kernel.mean(dim=1, keepdim=True) + kernel.mean()
+    values, vectors = torch.linalg.eigh(kernel)
+    return _rising((vectors[:, -1] * values[-1].clamp_min(0).sqrt())[None], total)[0].float()
+
+
+def _rising(projected: Tensor, total: Tensor) -> Tensor:
+    """[B,n] with the sign that makes it rise with `total` [B,n]."""
+    opposed = (projected * (total - total.mean(dim=1, keepdim=True))).sum(dim=1, keepdim=True) < 0
+    return torch.where(opposed, -projected, projected)
 
 
 def along(contributions: Tensor, component: Tensor) -> Tensor:
