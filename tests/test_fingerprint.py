@@ -14,17 +14,19 @@ from camcli.config.schema import RunConfig
 from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model
 from camcli.pipeline.prepare import resolve_layers
-from camcli.results.fingerprint import fingerprint, identity, same_request
-from tests.conftest import Ended
+from camcli.results.fingerprint import fingerprint, identity, look_of, same_numbers, same_request
+from tests.conftest import Ended, save_image
 from tests.test_resume import SMALL, images
+from tests.test_run import lines, manifest
 
 Camcli = Callable[..., Ended]
 
-# Every field of the config with another value than its default: those that decide about pixels and numbers, ...
+# Every field of the config with another value than its default: those that decide about numbers, ...
 DECIDES: dict[str, Any] = {
     "model.source": "timm",
     "model.name": "other",
     "model.kwargs": {"drop_rate": 0.1},
+    "model.checkpoint_key": "state_dict_ema",
     "model.num_classes": 5,
     "model.activation": "softmax",
     "methods": ["layercam"],
@@ -34,6 +36,12 @@ DECIDES: dict[str, Any] = {
     "targets.classes": [1],
     "targets.contrast": [1, 2],
     "targets.else": "top1",
+    "report": False,
+    "maps": "npz",
+    "runtime.precision": "bf16",
+}
+# ... about how overlays look, ...
+LOOKS: dict[str, Any] = {
     "overlay.format": "png",
     "overlay.quality": 80,
     "overlay.alpha": 0.4,
@@ -42,9 +50,6 @@ DECIDES: dict[str, Any] = {
     "overlay.grid": True,
     "overlay.size": "model",
     "overlay.scale": "run",
-    "report": False,
-    "maps": "npz",
-    "runtime.precision": "bf16",
 }
 # ... those that only say how fast or where, ...
 SPEED: dict[str, Any] = {
@@ -111,13 +116,23 @@ def of(**other: Any) -> str:
 
 
 def test_every_field_of_the_config_is_decided_upon() -> None:
-    assert sorted(fields(RunConfig)) == sorted([*DECIDES, *SPEED, *RESOLVED])
+    assert sorted(fields(RunConfig)) == sorted([*DECIDES, *LOOKS, *SPEED, *RESOLVED])
 
 
 @pytest.mark.parametrize("path", DECIDES)
 def test_what_decides_about_results_is_in_the_fingerprint(path: str) -> None:
     assert of(config=changed(path, DECIDES[path])) != of()
+    assert not same_numbers(changed(path, DECIDES[path]), PLAIN["config"])
     assert not same_request(changed(path, DECIDES[path]), PLAIN["config"])
+
+
+@pytest.mark.parametrize("path", LOOKS)
+def test_what_decides_how_overlays_look_is_in_the_look_alone(path: str) -> None:
+    other = changed(path, LOOKS[path])
+    assert of(config=other) == of()
+    assert look_of(other["overlay"]) != look_of(PLAIN["config"]["overlay"])
+    assert same_numbers(other, PLAIN["config"])
+    assert not same_request(other, PLAIN["config"])
 
 
 @pytest.mark.parametrize("path", SPEED)
@@ -136,6 +151,22 @@ def test_what_a_model_resolves_counts_by_what_was_found(path: str) -> None:
 def test_what_was_found_is_in_the_fingerprint(name: str) -> None:
     assert sorted(FOUND) == sorted(set(PLAIN) - {"config"})
     assert of(**{name: FOUND[name]}) != of()
+
+
+def test_a_run_says_of_itself_and_of_each_record_which_part_of_a_config_differs(camcli: Camcli, tmp_path: Path) -> None:
+    folder, out = images(tmp_path / "in", 2), tmp_path / "out"
+    assert camcli("run", folder, "--out", out, *SMALL).code == 0
+    save_image(folder / "new.jpg", 40, 40)
+    look = "-s", "overlay.alpha=0.25"
+    refused = camcli("run", folder, "--out", out, *SMALL, *look)
+    assert (refused.code, "overlay.alpha: 0.5 -> 0.25" in refused.err) == (2, True)
+    assert camcli("run", folder, "--out", out, *SMALL, *look, "--keep-going").code == 0
+    first, _, third = lines(out)
+    told = manifest(out)
+    assert first["fingerprint"] == third["fingerprint"] == told["fingerprint"][:16]
+    assert first["look"] != third["look"] == told["look"][:16]
+    assert told["looks"] == {first["look"]: 2, third["look"]: 1}
+    assert told["fingerprints"] == {first["fingerprint"]: 3}
 
 
 def renamed(model: LoadedModel) -> dict[str, Any]:

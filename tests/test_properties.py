@@ -196,6 +196,7 @@ def _record(layer: str) -> ImageRecord:
         input=None,
         files={"overlays/a.jpg": 5},
         fingerprint="f",
+        look="l",
         versions="v",
     )
 

@@ -164,7 +164,7 @@ def test_keep_going_keeps_old_images_and_says_how_many(camcli: Camcli, done: tup
     ended = camcli("run", folder, "--out", out, *other, "--keep-going")
     assert "7 of the records were made with another config" in ended.err
     assert rewritten(out, before) == {"new.png"}
-    assert sorted(manifest(out)["fingerprints"].values()) == [1, 7]
+    assert sorted(manifest(out)["looks"].values()) == [1, 7]
     assert camcli("run", folder, "--out", out, *other).code == 2
 
 

@@ -12,7 +12,7 @@ from camcli.images.find import Item, state_of
 from camcli.models.labels import given_labels
 from camcli.records import RunReport
 from camcli.results import counts
-from camcli.results.fingerprint import SHORT, labels_hash, same_request
+from camcli.results.fingerprint import labels_hash, same_request
 from camcli.results.ledger import Ledger
 from camcli.results.manifest import Manifest, listing
 from camcli.results.resume import Plan, Policy, plan
@@ -59,8 +59,8 @@ def settled(job: Job) -> tuple[RunReport, Manifest] | None:
     told = run.manifest
     if job.policy.fresh or told.precision is None or not _same_job(job, told):
         return None
-    ledger, own = run.ledger, told.fingerprint[:SHORT]
-    if run.strange or not ledger.clean or any(entry.fingerprint != own for entry in ledger.entries.values()):
+    ledger, ours = run.ledger, told.made_with
+    if run.strange or not ledger.clean or any(entry.made_with != ours for entry in ledger.entries.values()):
         return None
     work = plan(job.mine, ledger, job.out, job.policy)
     return None if work.todo or work.vanished else (_report(job, work, ledger, told.precision.used), told)

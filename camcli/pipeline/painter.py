@@ -18,7 +18,7 @@ from camcli.render import maps
 from camcli.render.grid import grid, grid_names
 from camcli.render.overlay import encode, overlay_name, paint
 from camcli.results import report
-from camcli.results.fingerprint import SHORT
+from camcli.results.fingerprint import SHORT, look_of
 from camcli.results.ledger import Line, line_for
 from camcli.results.rundir import RunDir
 from camcli.results.storage import fitted
@@ -41,6 +41,7 @@ class Painter:
         self.layer = engine.layer
         self.folder = folder
         self.fingerprint = fingerprint[:SHORT]
+        self.look = look_of(config.overlay.model_dump(mode="json"))[:SHORT]
         model = engine.model
         self.preprocess = model.preprocess
         self.whole = config.overlay.size == "original"
@@ -81,7 +82,7 @@ class Painter:
         files = {fitted(name): data for name, data in maps.WRITERS[self.config.maps](result).items()}
         overlays = [fitted(overlay_name(result, heatmap, look)) for heatmap in result.heatmaps]
         grids = {fitted(name): members for name, members in grid_names(result, look).items()}
-        about = list(files), list(grids), self.fingerprint, self.config.targets.above
+        about = list(files), list(grids), self.fingerprint, self.look, self.config.targets.above
         record = image_record(result, self.model, self.layer, overlays, *about)
         painted: list[Image.Image] = []
         for name, heatmap in zip(overlays, result.heatmaps, strict=True):

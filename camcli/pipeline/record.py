@@ -21,6 +21,7 @@ def image_record(
     maps: Sequence[str] = (),
     grids: Sequence[str] = (),
     fingerprint: str = "",
+    look: str = "",
     above: float | None = None,
 ) -> ImageRecord:
     """The record of one image; `overlays` has one path for each of its heatmaps, `above` is the targets' threshold."""
@@ -41,11 +42,12 @@ def image_record(
         grids=tuple(grids),
         input=result.file,
         fingerprint=fingerprint,
+        look=look,
         versions=versions.key(),
     )
 
 
-def failure_record(failure: Failure, fingerprint: str = "") -> FailureRecord:
+def failure_record(failure: Failure, fingerprint: str = "", look: str = "") -> FailureRecord:
     """The record of one image that failed."""
     return FailureRecord(
         id=failure.id,
@@ -55,6 +57,7 @@ def failure_record(failure: Failure, fingerprint: str = "") -> FailureRecord:
         message=failure.message,
         input=failure.file,
         fingerprint=fingerprint,
+        look=look,
         versions=versions.key(),
     )
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 
 from camcli.pipeline.record import failure_record
 from camcli.records import Failure
-from camcli.results.fingerprint import SHORT
 from camcli.results.ledger import Line, line_for
 from camcli.results.report import line_of_record
 from camcli.results.rundir import RunDir
@@ -16,12 +15,13 @@ from camcli.results.rundir import RunDir
 class Recorder:
     """Adds a record for each outcome, and counts; failures beyond the first one too many are left to the next run.
 
+    made_with: fingerprint and look that failures bear.
     seen: ids of the images recorded so far. failures: how many of them failed, by kind. max_errors: how many may.
     """
 
-    def __init__(self, folder: RunDir, fingerprint: str, max_errors: int | None = None) -> None:
+    def __init__(self, folder: RunDir, made_with: tuple[str, str], max_errors: int | None = None) -> None:
         self.folder = folder
-        self.fingerprint = fingerprint[:SHORT]
+        self.made_with = made_with
         self.max_errors = max_errors
         self.seen: set[str] = set()
         self.failures: Counter[str] = Counter()
@@ -43,7 +43,7 @@ class Recorder:
     def _append(self, outcome: Line | Failure) -> None:
         if isinstance(outcome, Failure):
             self.failures[outcome.kind] += 1
-            record = failure_record(outcome, self.fingerprint)
+            record = failure_record(outcome, *self.made_with)
             outcome = line_for(record, line_of_record(record))
         self.seen.add(outcome.entry.id)
         self.folder.append(outcome)

@@ -21,7 +21,7 @@ from camcli.pipeline.stages import outcomes
 from camcli.pipeline.workers import Task, in_processes
 from camcli.records import SCHEMA_VERSION, RunReport
 from camcli.results import counts
-from camcli.results.fingerprint import fingerprint, identity, same_request
+from camcli.results.fingerprint import fingerprint, identity, look_of, same_numbers
 from camcli.results.manifest import NOT_BEGUN, Manifest, Model, Precision, ended, libraries, listing, part, running
 from camcli.results.merge import refuse_another_run
 from camcli.results.resume import Plan, plan, refuse_another_config, refuse_other_names
@@ -56,7 +56,7 @@ def perform(
         ready = prepared or prepare(job.config, job.items, job.offline, _earlier(job, folder))
         ready.start_clock()
         settings = _settings(job, ready, started)
-        recorder = Recorder(folder, settings.fingerprint, job.policy.max_errors)
+        recorder = Recorder(folder, settings.made_with, job.policy.max_errors)
 
         def stopped() -> bool:
             return bool(interrupt and interrupt.exit_code) or recorder.too_many
@@ -82,9 +82,9 @@ def perform(
 
 
 def _earlier(job: Job, folder: RunDir) -> Manifest | None:
-    """The manifest of the last run into the folder if the same config was requested, so that its choices hold on."""
+    """The manifest of the last run into the folder if the same numbers were requested, so that its choices hold on."""
     told = folder.earlier.manifest
-    same = not job.policy.fresh and same_request(told.config, job.config.model_dump(mode="json"))
+    same = not job.policy.fresh and same_numbers(told.config, job.config.model_dump(mode="json"))
     return told if same else None
 
 
@@ -138,7 +138,7 @@ def _summary(job: Job, work: Plan, recorder: Recorder, precision: str, seconds: 
         kept=len(work.kept),
         vanished=len(work.vanished),
         redone=counts.redone(recorded, precision),
-        foreign=sum(entry.fingerprint != recorder.fingerprint for entry in records),
+        foreign=sum(entry.made_with != recorder.made_with for entry in records),
         without_evidence=counts.without_evidence(recorded),
         skipped_files=dict(job.skipped_files),
     )
@@ -160,6 +160,7 @@ def _settings(job: Job, ready: Prepared, started: datetime) -> Manifest:
         status=NOT_BEGUN,
         started=started.isoformat(timespec="seconds"),
         fingerprint=fingerprint(who),
+        look=look_of(who["overlay"]),
         identity=who,
         config=config,
         inputs=listing(job.items, job.asked),

@@ -1,4 +1,4 @@
-"""What decides about pixels and numbers, as one hash, and the words for how two such decisions differ."""
+"""What decides about results: about numbers as one hash, about the look of overlays as another, and how two differ."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ SHORT = 16
 DEEPEST = 20
 _SPEED_ONLY = {"runtime": ("device", "batch_size", "threads", "compile", "memory"), "options": ("chunk",)}
 _RESOLVED = {"model": ("weights", "labels", "weights_sha256")}
+_LOOKS = "overlay"
+"""The section of a config that decides how overlays look, and about nothing else."""
 
 Identity = dict[str, Any]
 
@@ -42,14 +44,25 @@ def same_request(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return _request(config) == _request(other)
 
 
+def same_numbers(config: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two dumped configs ask for the same but for how overlays look."""
+    one, two = ({key: value for key, value in _request(asked).items() if key != _LOOKS} for asked in (config, other))
+    return one == two
+
+
 def labels_hash(labels: Sequence[str]) -> str:
     """Hex SHA-256 of the labels in their order."""
     return _hash(list(labels))
 
 
 def fingerprint(found: Identity) -> str:
-    """Hex SHA-256 of an identity."""
-    return _hash(found)
+    """Hex SHA-256 of what decides about numbers in an identity."""
+    return _hash({key: value for key, value in found.items() if key != _LOOKS})
+
+
+def look_of(overlay: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of a dumped OverlayConfig: overlays can be painted anew with another one from maps and images."""
+    return _hash(dict(overlay))
 
 
 def differences(old: Identity, new: Identity) -> list[str]:

@@ -28,6 +28,7 @@ class Entry:
     source: str
     done: bool
     fingerprint: str
+    look: str
     versions: str
     file: FileState | None
     files: dict[str, int]
@@ -38,6 +39,11 @@ class Entry:
     offset: int
     length: int
     lack: str = ""
+
+    @property
+    def made_with(self) -> tuple[str, str]:
+        """Fingerprint and look: of what decides about its numbers, and about how its overlays look."""
+        return self.fingerprint, self.look
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +151,7 @@ def line_for(record: Record, text: bytes) -> Line:
         source=record.source,
         done=explained is not None,
         fingerprint=record.fingerprint,
+        look=record.look,
         versions=record.versions,
         file=record.input,
         files=explained.files if explained else {},
@@ -170,6 +177,7 @@ def entry_of(record: dict[str, Any], offset: int, length: int) -> Entry:
         _path(record["source"]),
         done,
         _text(record.get("fingerprint", "")),
+        _text(record.get("look", "")),
         _text(record.get("versions", "")),
         _file_state(record.get("input")),
         _sizes(record.get("files", {})),

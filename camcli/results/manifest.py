@@ -18,6 +18,7 @@ from camcli.images.find import Item, roots_of
 from camcli.records import SCHEMA_VERSION, RunReport
 from camcli.results import storage, versions
 from camcli.results.counts import precisions
+from camcli.results.fingerprint import SHORT
 from camcli.results.ledger import Entry, strange_schema
 from camcli.results.shard import Shard
 
@@ -102,7 +103,8 @@ class Manifest(_Section):
     status: running, finished, interrupted, stopped, or `not begun` where there is no run. layers: for each layer, the
     taps that it is read from. precision, batch_size: what was chosen, None where that is not known. libraries: the
     versions that made the records, by the key that records bear. config: as requested. identity: what decides about
-    results, of which `fingerprint` is the hash.
+    results; `fingerprint` is the hash of what decides about numbers, `look` that of how overlays look, and fingerprints
+    and looks count the records that have each.
     """
 
     schema_version: int
@@ -131,13 +133,20 @@ class Manifest(_Section):
     input: dict[str, Any] = {}
     config: dict[str, Any] = {}
     fingerprint: str = ""
+    look: str = ""
     fingerprints: dict[str, int] = {}
+    looks: dict[str, int] = {}
     identity: dict[str, Any] = {}
 
     @property
     def strange(self) -> str:
         """What this camcli cannot read in it, empty for nothing."""
         return strange_schema("a manifest", self.schema_version)
+
+    @property
+    def made_with(self) -> tuple[str, str]:
+        """Fingerprint and look as this run's own records bear them."""
+        return self.fingerprint[:SHORT], self.look[:SHORT]
 
     @property
     def labels_sha256(self) -> str:
@@ -214,6 +223,7 @@ def ended(settings: Manifest, report: RunReport, entries: Mapping[str, Entry], i
             "without_evidence": report.without_evidence,
             "skipped_files": report.skipped_files,
             "fingerprints": dict(sorted(Counter(entry.fingerprint for entry in entries.values()).items())),
+            "looks": dict(sorted(Counter(entry.look for entry in entries.values()).items())),
             "precisions": precisions(entries.values()),
             "resumed": Resumed(kept=report.kept, vanished=report.vanished),
         }

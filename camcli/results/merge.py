@@ -17,7 +17,7 @@ from camcli.results.run import Run, refuse_strange, results_file, run_in
 from camcli.results.rundir import RunDir
 from camcli.results.shard import Shard
 
-_SUMMED = ("failures", "without_evidence", "fingerprints", "resumed", "counts", "profile", "precisions")
+_SUMMED = ("failures", "without_evidence", "fingerprints", "looks", "resumed", "counts", "profile", "precisions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def refuse_another_run(out: Path, shard: Shard, settings: Manifest) -> None:
                 f"{out}: part {other.shard} is about images below {', '.join(told.inputs.roots)}, and this one "
                 f"about images below {', '.join(settings.inputs.roots)}; choose another --out, or give the same inputs"
             )
-        if told.fingerprint != settings.fingerprint:
+        if told.made_with != settings.made_with:
             raise ConfigError(
                 f"{_unlike(out, settings, other)}\nall parts of a run have one config: choose another --out, or "
                 "start every part over with --fresh"
@@ -101,7 +101,7 @@ def _check_alike(out: Path, parts: Sequence[Part]) -> None:
     """Raises ConfigError unless all parts had the same settings and images, which together are complete."""
     first = parts[0].run.manifest
     for part in parts[1:]:
-        if part.run.manifest.fingerprint != first.fingerprint:
+        if part.run.manifest.made_with != first.made_with:
             raise ConfigError(_unlike(out, first, part))
         if _images(part.run.manifest) != _images(first):
             raise ConfigError(f"{out}: part {part.shard} found other images than the first; run it again")

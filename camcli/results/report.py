@@ -66,7 +66,8 @@ class ModelRecord:
 
 Source = Annotated[str, Field(description="The file that was read.")]
 Input = Annotated[FileState | None, Field(description="That file's size, time and hash; null: there was none.")]
-Fingerprint = Annotated[str, Field(description="Of all settings that decide about the numbers and pixels here.")]
+Fingerprint = Annotated[str, Field(description="Of all settings that decide about the numbers here.")]
+Look = Annotated[str, Field(description="Of the settings that decide how overlays look.")]
 Versions = Annotated[str, Field(description="Key of the libraries' versions, in run.json under `libraries`.")]
 Version = Annotated[Literal[2], Field(description="Of this schema.")]
 
@@ -109,6 +110,7 @@ class ImageRecord:
         dict[str, int], Field(description="Size in bytes of each file written, by path below the run folder.")
     ] = field(default_factory=dict)
     fingerprint: Fingerprint
+    look: Look
     versions: Versions
     schema_version: Version = SCHEMA_VERSION
 
@@ -127,6 +129,7 @@ class FailureRecord:
     message: str
     input: Input
     fingerprint: Fingerprint
+    look: Look
     versions: Versions
     schema_version: Version = SCHEMA_VERSION
 

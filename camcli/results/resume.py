@@ -11,7 +11,7 @@ from typing import Literal
 from camcli.errors import ConfigError
 from camcli.images.find import Item, common_root, root_of, roots_of, state_of
 from camcli.records import FileState
-from camcli.results.fingerprint import SHORT, differences
+from camcli.results.fingerprint import differences
 from camcli.results.ledger import Entry, Ledger
 from camcli.results.manifest import Manifest
 from camcli.results.run import Run
@@ -138,8 +138,8 @@ def _advice(items: Sequence[Item], ledger: Ledger) -> str:
 
 
 def refuse_another_config(earlier: Run, settings: Manifest) -> None:
-    """Raises ConfigError when `earlier` has records of another fingerprint than that of `settings`."""
-    others = [e for e in earlier.ledger.entries.values() if e.fingerprint != settings.fingerprint[:SHORT]]
+    """Raises ConfigError when `earlier` has records of another fingerprint or look than those of `settings`."""
+    others = [e for e in earlier.ledger.entries.values() if e.made_with != settings.made_with]
     if not others:
         return
     before = earlier.manifest.identity

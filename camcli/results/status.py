@@ -14,7 +14,6 @@ from camcli.images.find import Item, discover
 from camcli.images.formats import EXTENSIONS
 from camcli.results.claim import lock_file
 from camcli.results.counts import failures, without_evidence
-from camcli.results.fingerprint import SHORT
 from camcli.results.ledger import Ledger
 from camcli.results.lock import is_held
 from camcli.results.manifest import NOTHING, Inputs
@@ -76,7 +75,7 @@ def inspect(out: Path, check: Check) -> Status:
         for entry in run.ledger.entries.values():
             ledger.add(entry)
     told = runs[0].manifest
-    current = {run.manifest.fingerprint[:SHORT] for run in runs}
+    current = {run.manifest.made_with for run in runs}
     items = _items(told.inputs, out)
     known = items if items is not None else [Item(e.id, Path(e.source)) for e in ledger.entries.values()]
     verdicts: dict[str, list[str]] = {}
@@ -96,7 +95,7 @@ def inspect(out: Path, check: Check) -> Status:
         without_evidence=without_evidence(ledger.entries[name] for name in verdicts.get("done", ())),
         above=told.above,
         listed=items is not None,
-        foreign=sum(e.fingerprint not in current for e in ledger.entries.values()),
+        foreign=sum(e.made_with not in current for e in ledger.entries.values()),
         versions=_versions(ledger, runs),
         unknown=0 if items is not None else max(0, told.inputs.images - len(known)),
     )
