@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from camcli.config.schema import Crop, InputConfig, Interpolation
 from camcli.errors import ItemError
 from camcli.images.formats import FORMATS
 from camcli.images.memory import Budget
+from camcli.images.read import Source
 from camcli.records import Box, Stage
 
 _FILTERS = {
@@ -109,19 +109,22 @@ def load_image(path: Path, preprocess: Preprocess, whole: bool = True, budget: B
 
 
 @contextmanager
-def loading(path: Path, preprocess: Preprocess, whole: bool, budget: Budget, more: int = 0) -> Iterator[LoadedImage]:
-    """Decode `path` and cut the model's input from it; raises ItemError with stage read or decode.
+def loading(
+    source: Source | Path, preprocess: Preprocess, whole: bool, budget: Budget, more: int = 0
+) -> Iterator[LoadedImage]:
+    """Decode a file and cut the model's input from it; raises ItemError with stage read or decode.
 
     whole: keep the image's own pixels. Without, a JPEG is decoded at a half, a quarter or an eighth of its size
     where that is still twice what the model needs, which changes its input by at most 4 grey levels.
     budget: counts it, and `more` bytes, as in work for as long as `with` lasts.
     """
+    source = Source(source) if isinstance(source, Path) else source
     with ExitStack() as stack:
-        image, shrunk, cost = _decoded(path, None if whole else preprocess, budget, stack, more)
+        image, shrunk, cost = _decoded(source, None if whole else preprocess, budget, stack, more)
         try:
             array, seen = model_input(image, preprocess, shrunk)
         except (MemoryError, ValueError) as error:
-            raise ItemError("decode", type(error).__name__, f"{path}: cannot be resized: {error}") from None
+            raise ItemError("decode", type(error).__name__, f"{source.path}: cannot be resized: {error}") from None
         size = image.width * shrunk, image.height * shrunk
         loaded = LoadedImage(image if whole else None, size, array, seen, cost)
         del image
@@ -143,19 +146,19 @@ def decode(path: Path) -> Image.Image:
     what classifiers were trained on.
     """
     with ExitStack() as stack:
-        return _decoded(path, None, _NO_LIMIT, stack)[0]
+        return _decoded(Source(path), None, _NO_LIMIT, stack)[0]
 
 
 def _decoded(
-    path: Path, preprocess: Preprocess | None, budget: Budget, stack: ExitStack, more: int = 0
+    source: Source, preprocess: Preprocess | None, budget: Budget, stack: ExitStack, more: int = 0
 ) -> tuple[Image.Image, int, int]:
     """The image, by how much it is smaller than in the file (1 without `preprocess`), and the bytes that it took.
 
     These are counted in `budget` until `stack` ends.
     """
+    path = source.path
     try:
-        _check_readable(path)
-        with _open(path) as image:
+        with source.opened(budget) as file, _open(file) as image:
             shrunk = _draft(image, preprocess) if preprocess else 1
             cost = _cost(image)
             stack.enter_context(budget.room(cost + more))
@@ -196,20 +199,9 @@ def _draft(image: Image.Image, preprocess: Preprocess) -> int:
     return width // image.width
 
 
-def _check_readable(path: Path) -> None:
-    """Refuse what is no file before it is opened: a FIFO would wait for ever."""
-    status = os.stat(path)
-    if stat.S_ISDIR(status.st_mode):
-        os.scandir(path).close()
-    if not stat.S_ISREG(status.st_mode):
-        raise ItemError("read", "NotAFile", f"{path}: not a regular file")
-    if status.st_size == 0:
-        raise ItemError("read", "EmptyFile", f"{path}: the file is empty")
-
-
-def _open(path: Path) -> Image.Image:
+def _open(file: BinaryIO) -> Image.Image:
     """Only formats that Pillow decodes itself: others start programs on the file, such as Ghostscript."""
-    return Image.open(path, formats=_readable())
+    return Image.open(file, formats=_readable())
 
 
 def _readable() -> list[str]:

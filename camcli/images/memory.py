@@ -15,21 +15,22 @@ _PILLOW_BLOCKS = 64  # of at most 16 MB each
 
 
 class Budget:
-    """How many bytes decoded images may take together.
+    """How many bytes images may take together.
 
-    Some are in work (being decoded or painted) and wait for room; others are kept for later, at most half of all.
+    Some are in work (being decoded or painted) and wait for room; others are kept for later, at most half of all;
+    files that were read and are still to be decoded are held.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.in_work = self.kept = 0
+        self.in_work = self.kept = self.held = 0
         self._change = threading.Condition()
 
     @contextmanager
     def room(self, size: int) -> Iterator[None]:
         """Wait until `size` bytes more fit in; what never would is let in when nothing else is in work."""
         with self._change:
-            self._change.wait_for(lambda: self.in_work == 0 or self.in_work + self.kept + size <= self.size)
+            self._change.wait_for(lambda: self.in_work == 0 or self._fits(size))
             self.in_work += size
         try:
             yield
@@ -37,6 +38,22 @@ class Budget:
             with self._change:
                 self.in_work -= size
                 self._change.notify_all()
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """The same for a file; its pixels may ask for room inside, since they wait for no file to be given up."""
+        with self._change:
+            self._change.wait_for(lambda: self.held + self.in_work == 0 or self._fits(size))
+            self.held += size
+        try:
+            yield
+        finally:
+            with self._change:
+                self.held -= size
+                self._change.notify_all()
+
+    def _fits(self, size: int) -> bool:
+        return self.held + self.in_work + self.kept + size <= self.size
 
     def keep(self, size: int) -> bool:
         """Whether `size` bytes may stay until they are given back; never waits. They may be in work at the time."""
