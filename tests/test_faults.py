@@ -21,7 +21,7 @@ from camcli.engine.engine import Engine
 from camcli.images.decode import load_image
 from camcli.images.find import Item
 from camcli.models.source import load_model
-from camcli.pipeline.load import Reader
+from camcli.pipeline.files import Files
 from camcli.results import storage
 from tests.conftest import Ended, save_image
 from tests.test_resume import SMALL, contents, images
@@ -218,16 +218,16 @@ def test_batches_are_the_same_whenever_memory_runs_out(
             raise MemoryError
         halved.set()
 
-    real = Reader.read
+    real = Files.read
 
-    def late(self: Reader, item: Item) -> Any:
+    def late(self: Files, item: Item) -> Any:
         if item.id >= "12":
             half_a_batch.set()
             assert halved.wait(60)
         return real(self, item)
 
     failing_engine(monkeypatch, fail)
-    monkeypatch.setattr(Reader, "read", late)
+    monkeypatch.setattr(Files, "read", late)
     words = (*TINY, "-s", "runtime.batch_size=8", "-s", "runtime.threads=1")
     assert camcli("run", images(tmp_path / "in", 16), "--out", tmp_path / "out", *words).code == 0
     assert sizes == [8, 4, *[2] * 8]

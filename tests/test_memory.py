@@ -153,7 +153,7 @@ class Witness(Budget):
         """Note what is counted."""
         with super().room(size):
             self.asked += 1
-            self.most = max(self.most, self.in_work + self.kept)
+            self.most = max(self.most, self.held + self.in_work + self.kept)
             yield
 
     def keep(self, size: int) -> bool:

@@ -20,14 +20,16 @@ from camcli.engine.engine import Engine, Explanation
 from camcli.engine.methods import METHODS
 from camcli.engine.targets import Target
 from camcli.images.decode import LoadedImage, Preprocess, load_image
-from camcli.images.find import Item
+from camcli.images.find import state_of
 from camcli.images.geometry import hot_box, peak
 from camcli.images.memory import Budget
-from camcli.pipeline.flow import Explained, Loaded, Stop
+from camcli.pipeline.files import Files
+from camcli.pipeline.flow import Explained
+from camcli.pipeline.paint import in_one_range
 from camcli.pipeline.paint import paint as paint_all
 from camcli.pipeline.painter import Painter
 from camcli.pipeline.stopwatch import Stopwatch
-from camcli.records import Box, Heatmap, ImageResult, Prediction
+from camcli.records import Box, Failure, Heatmap, ImageResult, Prediction
 from camcli.render import colour as render
 from camcli.render.concepts import concept_overlay
 from camcli.render.grid import PAPER, grid
@@ -298,6 +300,23 @@ def test_a_turned_portrait_is_painted_upright(
     assert np.abs(np.subtract((box.x0, box.y0, box.x1, box.y1), (60, 180, 120, 240))).max() <= 16
 
 
+def result_of(path: Path, *heatmaps: Heatmap) -> ImageResult:
+    """As if these had been found for an image of 64 px."""
+    return ImageResult(path.stem, str(path), (64, 64), Box(0, 0, 64, 64), (TARGET,), heatmaps, state_of(path))
+
+
+def paint_files(out: Path, look: OverlayConfig, *results: ImageResult) -> None:
+    """As the last stages of a run do."""
+    engine = Engine(loaded(RedDetector()), [LAYER], [METHODS.get("gradcam")])
+    with RunDir(out) as folder:
+        painter = Painter(RunConfig(overlay=look), engine, folder, "f" * 64, Stopwatch())
+        explained = (Explained(result) for result in results)
+        shown = in_one_range(explained) if painter.one_range else explained
+        files = Files(painter, Budget(1 << 30), Stopwatch())
+        assert not any(isinstance(found, Failure) for found in paint_all(shown, files.write, 1, Stopwatch()))
+        assert len(list((out / "reports").iterdir())) == len(results)
+
+
 def test_a_map_that_shows_nothing_does_not_set_the_range_of_the_run(tmp_path: Path) -> None:
     heats = {"shown": np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), "empty": np.zeros((4, 4), np.float32)}
     results = []
@@ -306,15 +325,9 @@ def test_a_map_that_shows_nothing_does_not_set_the_range_of_the_run(tmp_path: Pa
         heatmap = heatmap_of("gradcam", heat=heat, raw_min=0.0, raw_max=1.0)
         if name == "empty":
             heatmap = replace(heatmap, raw_min=100.0, raw_max=100.0, empty=True)
-        source = str(tmp_path / f"{name}.png")
-        results.append(ImageResult(name, source, (64, 64), Box(0, 0, 64, 64), (TARGET,), (heatmap,)))
+        results.append(result_of(tmp_path / f"{name}.png", heatmap))
 
-    look = OverlayConfig(format="png", colormap="gray", alpha=1, scale="run")
-    engine = Engine(loaded(RedDetector()), [LAYER], [METHODS.get("gradcam")])
-    with RunDir(tmp_path / "out") as folder:
-        painter = Painter(RunConfig(overlay=look), engine, folder, "f" * 64, Stopwatch())
-        explained = [Explained(result, None) for result in results]
-        assert len(list(paint_all(explained, painter, Budget(1 << 30), 1, 4, Stop(lambda: False)))) == 2
+    paint_files(tmp_path / "out", OverlayConfig(format="png", colormap="gray", alpha=1, scale="run"), *results)
     painted = np.asarray(Image.open(tmp_path / "out" / "overlays" / "shown.gradcam.3-star.png"))
     assert painted.max() == 255
     untouched = Image.open(tmp_path / "out" / "overlays" / "empty.gradcam.3-star.png")
@@ -324,15 +337,7 @@ def test_a_map_that_shows_nothing_does_not_set_the_range_of_the_run(tmp_path: Pa
 def painted(tmp_path: Path, look: OverlayConfig, *heatmaps: Heatmap) -> list[Pixels]:
     """The overlays of one 64 px image with these heatmaps, as a run paints them."""
     noise(64, 64).save(tmp_path / "x.png")
-    result = ImageResult("x", str(tmp_path / "x.png"), (64, 64), Box(0, 0, 64, 64), (TARGET,), heatmaps)
-    shown = image_of(noise(64, 64), result.seen, 64)
-    engine = Engine(loaded(RedDetector()), [LAYER], [METHODS.get("gradcam")])
-    with RunDir(tmp_path / "out") as folder:
-        painter = Painter(RunConfig(overlay=look), engine, folder, "f" * 64, Stopwatch())
-        explained = [
-            Explained(result, None if look.scale == "run" else Loaded(Item("x", tmp_path / "x.png"), None, shown))
-        ]
-        list(paint_all(explained, painter, Budget(1 << 30), 1, 4, Stop(lambda: False)))
+    paint_files(tmp_path / "out", look, result_of(tmp_path / "x.png", *heatmaps))
     names = [f"x.{heatmap.method}.3-star.png" for heatmap in heatmaps]
     return [np.asarray(Image.open(tmp_path / "out" / "overlays" / name)) for name in names]
 

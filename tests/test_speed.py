@@ -75,7 +75,7 @@ def test_overlays_of_the_model_s_size_need_no_whole_image(
     words = ("run", tmp_path / "in", *TINY, "-s", "overlay.size=model", "--out")
     assert camcli(*words, tmp_path / "out").code == 0
     monkeypatch.setattr("camcli.images.memory.Budget.keep", lambda self, size: size == 0)
-    monkeypatch.setattr("camcli.pipeline.paint.decode", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("camcli.pipeline.files.Files._again", lambda *_: pytest.fail("read again"))
     assert camcli(*words, tmp_path / "short").code == 0
     [record] = lines(tmp_path / "out")
     assert (record["width"], record["height"]) == (1600, 1200)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
 
 from camcli.pipeline.flow import Batch, Loaded
+from camcli.pipeline.order import in_order
 from camcli.records import Failure
 
 
@@ -17,29 +18,23 @@ def batch(loaded: Iterable[Loaded | Failure], size: int, pinned: bool) -> Genera
 
     pinned: the inputs are in memory that a GPU reads by itself.
     """
-    batches = _batches(loaded, size, pinned)
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, batches, None)
-        while (found := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield found
-            del found
+    return in_order(partial(_batch, pinned), _runs(loaded, size), 1, lambda: 1)
 
 
-def _batches(loaded: Iterable[Loaded | Failure], size: int, pinned: bool) -> Iterator[Batch]:
+def _runs(loaded: Iterable[Loaded | Failure], size: int) -> Iterator[Sequence[Loaded | Failure]]:
     entries: list[Loaded | Failure] = []
     images = 0
     for entry in loaded:
         entries.append(entry)
         images += isinstance(entry, Loaded)
         if not 0 < images < size or len(entries) >= 4 * size:
-            yield _batch(entries, pinned)
+            yield entries
             entries, images = [], 0
     if entries:
-        yield _batch(entries, pinned)
+        yield entries
 
 
-def _batch(entries: Sequence[Loaded | Failure], pinned: bool) -> Batch:
+def _batch(pinned: bool, entries: Sequence[Loaded | Failure]) -> Batch:
     inputs = [entry.image.input for entry in entries if isinstance(entry, Loaded)]
     stacked = torch.from_numpy(np.stack(inputs)) if inputs else torch.empty(0)
     return Batch(entries, stacked.pin_memory() if pinned else stacked)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic
@@ -12,9 +11,12 @@ from typing import Generic
 from camcli.engine.engine import Explanation
 from camcli.errors import ItemError
 from camcli.pipeline.engines import A, Engines
-from camcli.pipeline.flow import Batch, Explained, Loaded, Stop, failure, in_order
-from camcli.pipeline.stopwatch import Stopwatch
+from camcli.pipeline.flow import Batch, Explained, Loaded, failure
+from camcli.pipeline.order import Phase, in_order
+from camcli.pipeline.stopwatch import Stopwatch, Wait
 from camcli.records import Failure, ImageResult
+
+_WAITS: Mapping[Phase, Wait] = {"room": "wait for files", "thing": "wait for images", "work": "wait for the model"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,47 +27,37 @@ class Answered(Generic[A]):
     answer: A | ItemError
 
 
-def explain(
-    batches: Iterator[Batch], engines: Engines[Explanation], stop: Stop, stopwatch: Stopwatch
-) -> Generator[Explained]:
+def explain(batches: Iterable[Batch], engines: Engines[Explanation], stopwatch: Stopwatch) -> Generator[Explained]:
     """Each entry of each batch, in order, with what was found for it."""
-    with closing(answered(batches, engines, stop, stopwatch)) as found:
-        yield from map(_explained, found)  # unlike a loop, holds on to no image that was passed on
+    with closing(answered(batches, engines, stopwatch)) as found:
+        yield from map(_explained, found)
 
 
-def answered(
-    batches: Iterator[Batch], engines: Engines[A], stop: Stop, stopwatch: Stopwatch
-) -> Generator[Answered[A] | Failure]:
+def answered(batches: Iterable[Batch], engines: Engines[A], stopwatch: Stopwatch) -> Generator[Answered[A] | Failure]:
     """Each entry of each batch, in order, with the engines' answer.
 
-    Once `stop` says so, the batches that engines are at are finished, at most one each, and none is begun.
+    Each engine has at most one batch done that nobody has asked for yet.
     """
+    count = len(engines.engines)
 
-    def coming() -> Batch | None:
-        with stopwatch.timing("wait for images"):
-            batch = next(batches, None)
-        return None if stop() else batch
+    def timing(phase: Phase) -> AbstractContextManager[None]:
+        return stopwatch.timing(_WAITS[phase], 1 / count) if phase in _WAITS else nullcontext()
 
-    def work(batch: Batch) -> deque[Answered[A] | Failure]:
-        return deque() if stop() else _answered(batch, engines)
-
-    count, waiting = len(engines.engines), partial(stopwatch.timing, "wait for the model")
-    with closing(in_order(work, iter(coming, None), count, lambda: count, waiting)) as found:
-        for batch in found:
-            while batch:
-                yield batch.popleft()  # nothing here holds on to an image that was passed on
+    with closing(in_order(partial(_answered, engines), batches, count, lambda: 2 * count, timing)) as found:
+        for entries in found:
+            yield from entries
 
 
-def _answered(batch: Batch, engines: Engines[A]) -> deque[Answered[A] | Failure]:
+def _answered(engines: Engines[A], batch: Batch) -> list[Answered[A] | Failure]:
     answers = iter(engines.answers(batch.inputs))
-    return deque(e if isinstance(e, Failure) else Answered(e, next(answers)) for e in batch.entries)
+    return [e if isinstance(e, Failure) else Answered(e, next(answers)) for e in batch.entries]
 
 
 def _explained(one: Answered[Explanation] | Failure) -> Explained:
     if isinstance(one, Failure):
-        return Explained(one, None)
+        return Explained(one)
     loaded, answer, item, image = one.loaded, one.answer, one.loaded.item, one.loaded.image
     if isinstance(answer, ItemError):
-        return Explained(failure(item, answer, loaded.file), loaded)
+        return Explained(failure(item, answer, loaded.file))
     found = item.id, str(item.path), image.size, image.seen, answer.predictions, answer.heatmaps, loaded.file
-    return Explained(ImageResult(*found, answer.precision), loaded)
+    return Explained(ImageResult(*found, answer.precision))

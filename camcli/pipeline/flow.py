@@ -1,12 +1,9 @@
-"""What the stages of a run hand on to each other, and how each of them works on several threads."""
+"""What the stages of a run hand on to each other."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -19,18 +16,18 @@ from camcli.results.ledger import Line
 
 Outcome = Line | Failure
 """What is recorded of an image: the line of its record once its files are there, or its failure."""
-R = TypeVar("R")
+Record = Callable[[Iterator[Outcome]], None]
+"""The last stage: takes outcomes until there are no more."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An image on its way; where memory is short it left its pixels behind and is decoded again to be painted."""
+    """An image on its way to the model, without its own pixels, which stay where it was read."""
 
     item: Item
     file: FileState | None
     image: LoadedImage
-    without_pixels: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +40,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """What was found for an image, and the image itself where it was read and is still in memory."""
+    """What was found for an image; tops: for each method, the raw value of the hottest colour, where a run has one."""
 
     found: ImageResult | Failure
-    loaded: Loaded | None
+    tops: Mapping[str, float] = field(default_factory=dict)
 
 
 class Backend(Protocol):
     """A device of this process, or the processes of several: whatever turns items into outcomes."""
 
-    def __call__(self, items: Sequence[Item], stopped: Callable[[], bool]) -> Generator[Outcome]:
-        """One outcome for each of `items` as they come; once `stopped` says so, no more batches are begun."""
+    def __call__(self, items: Sequence[Item], stopped: Callable[[], bool], record: Record) -> None:
+        """Hand `record` one outcome for each of `items`; once `stopped` says so, no more batches are begun."""
 
 
 class Stop:
@@ -72,34 +69,15 @@ class Stop:
         self._closing = True
 
 
-def in_order(
-    work: Callable[[T], R],
-    things: Iterable[T],
-    threads: int,
-    ahead: Callable[[], int],
-    waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> Generator[R]:
-    """`work` of each thing, on threads, in the order of `things`; they have ended when this is closed.
-
-    ahead: how many more may be begun or done than were taken. waiting: measures how long results are waited for.
-    """
-    under_way: deque[Future[R]] = deque()
-
-    def oldest() -> R:
-        with waiting():
-            return under_way.popleft().result()
-
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for thing in things:
-                under_way.append(pool.submit(work, thing))
-                del thing  # the only other hold on its image
-                while len(under_way) > ahead():
-                    yield oldest()
-            while under_way:
-                yield oldest()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+def until(stop: Callable[[], bool], things: Iterable[T]) -> Generator[T]:
+    """`things` as long as `stop` does not say so."""
+    coming = iter(things)
+    while not stop():
+        thing = next(coming, None)
+        if thing is None or stop():
+            return
+        yield thing
+        del thing
 
 
 def failure(item: Item, error: ItemError, file: FileState | None = None) -> Failure:

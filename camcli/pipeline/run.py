@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +16,7 @@ from camcli.pipeline.job import Job
 from camcli.pipeline.prepare import Prepared, prepare
 from camcli.pipeline.progress import Progress, Silent
 from camcli.pipeline.recorder import Recorder
-from camcli.pipeline.stages import outcomes
+from camcli.pipeline.stages import through_stages
 from camcli.pipeline.workers import Task, in_processes
 from camcli.records import SCHEMA_VERSION, RunReport
 from camcli.results import counts
@@ -69,8 +68,7 @@ def perform(
         folder.begin(running(settings))
         progress.begin(len(work.kept) + len(work.todo), len(work.kept))
         backend = _backend(job, ready, folder, settings.fingerprint, work)
-        with closing(backend(work.todo, stopped)) as found:
-            recorder.record(found, progress.advance)
+        backend(work.todo, stopped, partial(recorder.record, advance=progress.advance))
         folder.settle([item.id for item in job.mine], work.vanished)
         seconds = round(time.monotonic() - clock, 3)
         code = interrupt.exit_code if interrupt else 0
@@ -99,7 +97,7 @@ def _backend(job: Job, ready: Prepared, folder: RunDir, fingerprint: str, work: 
         settled = ready.settled(job.config), ready.precision
         task = Task(*settled, job.out, job.suffix, fingerprint, job.offline)
         return partial(in_processes, task, ready.devices, ready.stopwatch)
-    return partial(outcomes, job.config, ready, folder, fingerprint)
+    return partial(through_stages, job.config, ready, folder, fingerprint)
 
 
 def _refuse_to_split(job: Job, devices: int) -> None:

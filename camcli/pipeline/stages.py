@@ -2,51 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 
 from camcli.config.schema import RunConfig
-from camcli.engine.engine import Engine
+from camcli.engine.engine import Engine, Explanation
 from camcli.engine.targets import chooser
 from camcli.images.find import Item
 from camcli.images.memory import Budget, budget_size, cached_blocks
 from camcli.pipeline.batch import batch
 from camcli.pipeline.engines import Engines
 from camcli.pipeline.explain import explain
-from camcli.pipeline.flow import Outcome, Stop
+from camcli.pipeline.files import Files
+from camcli.pipeline.flow import Record, Stop, until
 from camcli.pipeline.limits import usable_memory
-from camcli.pipeline.load import Reader, load
-from camcli.pipeline.paint import paint
+from camcli.pipeline.load import load
+from camcli.pipeline.paint import in_one_range, paint
 from camcli.pipeline.painter import Painter
 from camcli.pipeline.prepare import Prepared, cores, torch_threads
 from camcli.results.rundir import RunDir
 
 
-def outcomes(
+def through_stages(
     config: RunConfig,
     ready: Prepared,
     folder: RunDir,
     fingerprint: str,
     items: Sequence[Item],
     stopped: Callable[[], bool],
-) -> Generator[Outcome]:
-    """One outcome for each of `items`, in their order, once its files are in `folder`.
+    record: Record,
+) -> None:
+    """load -> batch -> explain -> paint -> record: an outcome for each of `items`, in order, once its files are there.
 
-    On a CPU the cores are divided between the engines; decoding and painting take what these leave idle.
+    On a CPU the cores are divided between the engines; reading and painting take what these leave idle.
     """
-    threads, size, stopwatch, stop = cores(config), ready.batch_size, ready.stopwatch, Stop(stopped)
-    memory = budget_size(config.runtime.memory, usable_memory())
-    budget = Budget(memory - cached_blocks(memory))
+    threads, size, watch, stop = cores(config), ready.batch_size, ready.stopwatch, Stop(stopped)
+    engines, files = _engines(config, ready), _files(config, ready, folder, fingerprint)
+    with torch_threads(max(1, threads // len(ready.engines))), ExitStack() as stages:
+        loaded = load(until(stop, items), files.read, threads, partial(files.ahead, size))
+        batches = batch(stages.enter_context(closing(loaded)), size, engines.on_gpu)
+        explained = explain(until(stop, stages.enter_context(closing(batches))), engines, watch)
+        shown = stages.enter_context(closing(explained))
+        shown = until(stop, in_one_range(shown)) if files.painter.one_range else shown
+        painted = paint(shown, files.write, threads, watch)
+        outcomes = stages.enter_context(closing(painted))
+        stages.callback(stop.close)  # is the first to be called
+        record(outcomes)
+
+
+def _engines(config: RunConfig, ready: Prepared) -> Engines[Explanation]:
     choose, guard = chooser(config.targets, ready.model.labels), ready.precision.guard
     doubts = partial(guard.doubts, choose=choose, activation=ready.model.activation) if guard else None
-    engines = Engines(ready.engines, Engine.explain, choose, size, doubts)
-    painter = Painter(config, ready.engines[0], folder, fingerprint, stopwatch)
-    reader = Reader(ready.model.preprocess, painter.whole, budget, stopwatch)
-    with torch_threads(max(1, threads // len(ready.engines))), ExitStack() as stages:
-        loaded = stages.enter_context(closing(load(items, reader, threads, size, stop)))
-        batches = stages.enter_context(closing(batch(loaded, size, engines.on_gpu)))
-        explained = stages.enter_context(closing(explain(batches, engines, stop, stopwatch)))
-        painted = stages.enter_context(closing(paint(explained, painter, budget, threads, size, stop)))
-        stages.callback(stop.close)  # is the first to be called
-        yield from painted
+    return Engines(ready.engines, Engine.explain, choose, ready.batch_size, doubts)
+
+
+def _files(config: RunConfig, ready: Prepared, folder: RunDir, fingerprint: str) -> Files:
+    memory = budget_size(config.runtime.memory, usable_memory())
+    budget = Budget(memory - cached_blocks(memory))
+    return Files(Painter(config, ready.engines[0], folder, fingerprint, ready.stopwatch), budget, ready.stopwatch)

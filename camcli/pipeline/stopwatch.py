@@ -22,7 +22,7 @@ STEPS: Mapping[Step, str] = {
     "wait for the model": "nothing to write yet",
     "wait for files": "too much to write already",
 }
-"""What each step is. The work is summed over threads; the one thread that connects them is in one of the waits."""
+"""What each step is. Work is summed over threads; each engine is in one of the waits, which are means over engines."""
 
 
 _WAITED_FOR: Mapping[Wait, tuple[Work, ...]] = {
@@ -44,13 +44,13 @@ class Stopwatch:
         self.seconds: dict[Step, float] = dict.fromkeys(STEPS, 0.0)
 
     @contextmanager
-    def timing(self, step: Step) -> Iterator[None]:
-        """Add the time spent inside to `step`."""
+    def timing(self, step: Step, part: float = 1) -> Iterator[None]:
+        """Add that `part` of the time spent inside to `step`."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.add({step: time.perf_counter() - start})
+            self.add({step: part * (time.perf_counter() - start)})
 
     def rounded(self) -> dict[str, float]:
         """For run.json."""

@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -24,11 +24,11 @@ from camcli.images.find import Item
 from camcli.images.libtiff import quiet_decoders
 from camcli.images.memory import budget_size, keep_freed_memory
 from camcli.pipeline.crash import internal_error
-from camcli.pipeline.flow import Outcome
+from camcli.pipeline.flow import Outcome, Record
 from camcli.pipeline.interrupt import signals_held
 from camcli.pipeline.limits import usable_memory
 from camcli.pipeline.prepare import cores, prepare
-from camcli.pipeline.stages import outcomes
+from camcli.pipeline.stages import through_stages
 from camcli.pipeline.stopwatch import Step, Stopwatch
 from camcli.results.rundir import RunDir
 
@@ -62,8 +62,9 @@ def in_processes(
     stopwatch: Stopwatch,
     items: Sequence[Item],
     stopped: Callable[[], bool],
-) -> Generator[Outcome]:
-    """One outcome for each of `items` as they come; raises what ended a worker.
+    record: Record,
+) -> None:
+    """Hand `record` one outcome for each of `items` as they come; raises what ended a worker.
 
     Once `stopped` says so, each worker finishes what its engines are at, and one that is not ready yet ends.
     """
@@ -80,7 +81,7 @@ def in_processes(
                 worker.start()
             sender.close()
             workers[receiver] = worker
-        yield from _received(workers, halt, stopped, stopwatch)
+        record(_received(workers, halt, stopped, stopwatch))
     finally:
         halt.set()
         for receiver, worker in workers.items():
@@ -153,6 +154,10 @@ def _explained(task: Task, items: Sequence[Item], sender: Connection, halt: Even
     sender.send(READY)
     ready.start_clock()
     folder = RunDir(task.out, task.suffix)
-    for outcome in outcomes(task.config, ready, folder, task.fingerprint, items, halt.is_set):
-        sender.send(outcome)
+
+    def send(outcomes: Iterator[Outcome]) -> None:
+        for outcome in outcomes:
+            sender.send(outcome)
+
+    through_stages(task.config, ready, folder, task.fingerprint, items, halt.is_set, send)
     return ready.stopwatch.seconds

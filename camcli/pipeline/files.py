@@ -1,0 +1,91 @@
+"""Where images are read and what was found for them is written: the work on files at both ends of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from camcli.errors import CamcliError, ItemError
+from camcli.images.decode import LoadedImage, loading
+from camcli.images.find import Item
+from camcli.images.memory import Budget
+from camcli.images.read import Source
+from camcli.pipeline.flow import Explained, Loaded, Outcome, failure
+from camcli.pipeline.painter import Painter
+from camcli.pipeline.stopwatch import Stopwatch
+from camcli.records import Failure, ImageResult
+
+
+class Files:
+    """Reads items for the model and paints what it says of them; may do both on several threads.
+
+    An image's own pixels never leave it: they stay from reading to painting where the budget lets them, and otherwise
+    the file is read again. budget: bytes of what is read, decoded and painted, since memory is one.
+    """
+
+    def __init__(self, painter: Painter, budget: Budget, stopwatch: Stopwatch) -> None:
+        self.painter = painter
+        self.budget = budget
+        self.stopwatch = stopwatch
+        self._kept: dict[str, LoadedImage] = {}
+
+    def ahead(self, most: int) -> int:
+        """How many images may be read before they are asked for: `most`, or none where memory is scarce."""
+        return 0 if self.budget.is_scarce else most
+
+    def read(self, item: Item) -> Loaded | Failure:
+        """What the model sees of `item`."""
+        source = Source(item.path)
+        painter = self.painter
+        try:
+            with (
+                self.stopwatch.timing("decode"),
+                loading(source, painter.preprocess, painter.whole, self.budget) as image,
+            ):
+                if not painter.one_range and self.budget.keep(image.bytes):
+                    self._kept[item.id] = image
+                return Loaded(item, source.state, replace(image, image=None))
+        except ItemError as error:
+            return failure(item, error, source.state)
+
+    def write(self, one: Explained) -> Outcome:
+        """The outcome, once its files are there; what goes wrong fails its image, but OutputError ends the run."""
+        kept = self._kept.pop(one.found.id, None)
+        try:
+            return one.found if isinstance(one.found, Failure) else self._written(one.found, one, kept)
+        finally:
+            if kept:
+                self.budget.give_back(kept.bytes)
+
+    def _written(self, result: ImageResult, one: Explained, kept: LoadedImage | None) -> Outcome:
+        try:
+            with self._kept_or_again(result, kept) as image:
+                return self.painter.write(result, image, one.tops)
+        except CamcliError:
+            raise
+        except ItemError as error:
+            found = error
+        except Exception as error:  # encoders raise many kinds, for example for an image too long for its format
+            found = ItemError("write", type(error).__name__, str(error))
+        return Failure(result.id, result.source, found.stage, found.kind, str(found), result.file)
+
+    @contextmanager
+    def _kept_or_again(self, result: ImageResult, kept: LoadedImage | None) -> Iterator[LoadedImage]:
+        """The image with room to paint it; raises ItemError when its file is no longer what it was."""
+        if kept:
+            with self.budget.room(self.painter.cost(result)):
+                yield kept
+        else:
+            with self._again(result) as image:
+                yield image
+
+    @contextmanager
+    def _again(self, result: ImageResult) -> Iterator[LoadedImage]:
+        painter = self.painter
+        source = Source(Path(result.source))
+        with loading(source, painter.preprocess, painter.whole, self.budget, painter.cost(result)) as image:
+            if (image.size, source.state) != (result.size, result.file):
+                raise ItemError("read", "Changed", f"{source.path}: changed while it was being read")
+            yield image
