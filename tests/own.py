@@ -172,7 +172,65 @@ CHECKPOINTS: Mapping[str, Way] = {
     ),
     "shards": Way(_shards, _timm("model.safetensors.index.json", LABELLED)),
 }
-WAYS: Mapping[str, Way] = CHECKPOINTS
+MY_MODEL = f'''"""A module of one's own."""
+
+from pathlib import Path
+
+import torch
+from timm import create_model
+
+WEIGHTS = Path(__file__).with_name("w.pth")
+
+
+def build(stride=8, classes={len(SHAPES)}):
+    module = create_model("{ARCH}", num_classes=classes, output_stride=stride)
+    module.load_state_dict(torch.load(WEIGHTS, weights_only=True))
+    return module
+
+
+def bare(num_classes={len(SHAPES)}):
+    return create_model("{ARCH}", num_classes=num_classes, output_stride=8)
+
+
+class Named(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = build()
+
+    def forward(self, x):
+        features = self.net.forward_features(x)
+        return {{"features": features, "logits": self.net.forward_head(features)}}
+
+
+def named():
+    return Named()
+
+
+def preprocess():
+    return {{"size": {SIZE}, "mean": {list(MEAN)}, "std": {list(STD)}, "crop": "squash"}}
+'''
+
+
+def _my_model(module: nn.Module, folder: Path, name: str = "my_model.py") -> None:
+    torch.save(module.state_dict(), folder / "w.pth")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(MY_MODEL)
+
+
+def _python(fields: str, preprocess: str = "preprocess") -> tuple[str, ...]:
+    labels = json.dumps(list(SHAPES))
+    return ("-s", f"model={{source: python, {fields}, preprocess: '{preprocess}', labels: {labels}}}", "--allow-code")
+
+
+CODE: Mapping[str, Way] = {
+    "a file": Way(_my_model, _python("path: '{0}/my_model.py'")),
+    "a file by its name": Way(_my_model, _python("name: '{0}/my_model.py:build', kwargs: {stride: 8}")),
+    "a function and a file of weights": Way(
+        _my_model, _python("path: '{0}/my_model.py', name: bare, weights: '{0}/w.pth'")
+    ),
+    "a dictionary of outputs": Way(_my_model, _python("path: '{0}/my_model.py', name: named, output: logits")),
+}
+WAYS: Mapping[str, Way] = {**CHECKPOINTS, **CODE}
 
 
 def command(way: Way, folder: Path) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from camcli.engine.layers.trace import Place, undisturbed, visiting
 from camcli.engine.layers.untrained import initialised
 from camcli.engine.tap import cut
 from camcli.errors import CamcliError
+from camcli.images.decode import Preprocess
 from camcli.models.source import model_source
 from tests import tuned
 
@@ -80,7 +81,9 @@ def build(source: str, name: str) -> tuple[nn.Module, tuple[int, int]]:
     config = ModelConfig(source=source, name=name, weights="none")
     library = model_source(source)
     module = library.build(config, None).module.eval().requires_grad_(False)
-    return module, library.preprocess(config, module).size
+    preprocess = library.preprocess(config, module)
+    assert isinstance(preprocess, Preprocess)
+    return module, preprocess.size
 
 
 def classifies(module: nn.Module, size: tuple[int, int]) -> bool:

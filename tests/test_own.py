@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
+import camcli as camcli_package
 from camcli.config.file import load_config
-from camcli.config.schema import InputConfig, ModelConfig
+from camcli.config.schema import InputConfig, ModelConfig, RunConfig
 from camcli.errors import ConfigError, ModelError
 from camcli.models.checkpoint import read_checkpoint
+from camcli.models.code import code_allowed
 from camcli.models.demo import ARCH, KWARGS
 from camcli.models.labels import read_labels
 from camcli.models.source import load_model
@@ -59,7 +63,7 @@ def test_a_checkpoint_is_explained_by_one_line_as_it_is_saved(
     way = own.CHECKPOINTS[name]
     way.write(module, tmp_path)
     words = own.command(way, tmp_path)
-    config = load_config(None, words[1::2]).config
+    config = config_of(way, tmp_path)
     loaded = load_model(config.model, config.input)
     images, _ = own.drawn(own.SEED + 2, 2)
     assert torch.equal(loaded.module(images), module(images))
@@ -205,3 +209,94 @@ def test_the_old_names_in_torchvisions_densenets_are_known(tmp_path: Path) -> No
     x = torch.rand(1, 3, 32, 32)
     loaded = load_model(ModelConfig.model_validate(fields), InputConfig(size=(32, 32)))
     assert torch.equal(loaded.module(x), whole(x))
+
+
+def config_of(way: own.Way, folder: Path) -> RunConfig:
+    """The config that a way's options describe."""
+    return load_config(None, [word for word in own.command(way, folder) if "=" in word]).config
+
+
+@pytest.mark.parametrize("name", own.CODE)
+def test_a_function_of_one_s_own_is_explained_by_one_line(
+    camcli: Camcli, tmp_path: Path, module: nn.Module, name: str
+) -> None:
+    way = own.CODE[name]
+    way.write(module, tmp_path)
+    config = config_of(way, tmp_path)
+    with code_allowed(True):
+        loaded = load_model(config.model, config.input)
+    images, _ = own.drawn(own.SEED + 2, 2)
+    assert torch.equal(loaded.module(images), module(images))
+    assert (loaded.labels, loaded.preprocess.size, loaded.preprocess.mean) == (own.SHAPES, (128, 128), (0.5, 0.5, 0.5))
+    assert loaded.code_sha256 == hashlib.sha256((tmp_path / "my_model.py").read_bytes()).hexdigest()
+    if name == "a dictionary of outputs":
+        explained(camcli, tmp_path / "out", *own.command(way, tmp_path))
+
+
+def test_code_runs_only_where_it_is_allowed_and_its_change_is_another_run(
+    camcli: Camcli, tmp_path: Path, module: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = own.CODE["a file"]
+    way.write(module, tmp_path)
+    file = tmp_path / "my_model.py"
+    file.write_text(file.read_text() + f"\nopen({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    words = own.command(way, tmp_path)
+    ended = camcli("run", STAR, "--out", tmp_path / "out", *words[:-1])
+    assert (ended.code, f"{file} is Python code, which runs only with --allow-code" in ended.err) == (2, True)
+    assert not (tmp_path / "ran").exists()
+    first = explained(camcli, tmp_path / "out", *words)["manifest"]
+    assert (tmp_path / "ran").exists()
+    assert first["model"]["code"] == str(file)
+    assert first["model"]["code_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.delitem(sys.modules, f"camcli_code_{file.resolve()}")
+    file.write_text(file.read_text() + "\n")
+    ended = camcli("run", STAR, "--out", tmp_path / "out", *words)
+    assert (ended.code, "model.code_sha256: " in ended.err) == (2, True)
+
+
+def test_a_module_by_its_name_is_found_in_the_current_folder(
+    tmp_path: Path, module: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own._my_model(module, tmp_path, "own_package/models.py")
+    monkeypatch.chdir(tmp_path)
+    torch.save(module.state_dict(), tmp_path / "own_package" / "w.pth")
+    given = {"source": "python", "name": "own_package.models:build", "preprocess": "own_package.models:preprocess"}
+    with code_allowed(True):
+        loaded = load_model(ModelConfig.model_validate(given), InputConfig())
+        [found] = camcli_package.explain(STAR, RunConfig.model_validate({"model": given}), layer="layer4")
+    assert loaded.weights_sha256 is not None
+    assert found.predictions[0].label == "class_2"
+
+
+BROKEN: dict[str, tuple[str, str, str]] = {
+    "no such file": ("path: gone.py", "", "gone.py: no such file; model.path is a Python file"),
+    "no such function": ("name: biuld", "", "my_model.py: has no function 'biuld', did you mean 'build'"),
+    "a failing import": ("", "\n1 / 0\n", "my_model.py cannot be imported (ZeroDivisionError: division by zero)"),
+    "a failing function": (
+        "name: fails", "\ndef fails():\n    raise ValueError('no luck')\n", "fails() failed (ValueError: no luck)",
+    ),
+    "no module": ("name: number", "\ndef number():\n    return 3\n", "number() returned a int, but an nn.Module"),
+    "outputs": ("name: named", "", "gives a dict with features, logits, no logits of shape [batch, classes], so there"),
+    "another output": ("name: named, output: logit", "", "model.output: 'logit' is not in a dict with features, logi"),
+    "no size": ("name: bare, preprocess: null", "def bare():\n    return torch.nn.Flatten()\n", "bare: set input.size"),
+    "a wrong preprocessing": (
+        "preprocess: sizes", "\ndef sizes():\n    return {'sise': 3}\n", "sizes() returned sise: Extra inputs are not",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_code_that_does_not_serve_is_named_with_its_line(tmp_path: Path, module: nn.Module, name: str) -> None:
+    fields, code, sentence = BROKEN[name]
+    own._my_model(module, tmp_path)
+    file = tmp_path / "my_model.py"
+    file.write_text(file.read_text() + code)
+    given = {"source": "python", "path": str(file), "preprocess": "preprocess", **yaml.safe_load("{" + fields + "}")}
+    with code_allowed(True), pytest.raises(ConfigError) as caught:
+        load_model(ModelConfig.model_validate(given), InputConfig())
+    assert sentence in str(caught.value)
+    if code and "failing" in name:
+        line = next(
+            i for i, text in enumerate(file.read_text().splitlines(), 1) if "1 / 0" in text or "no luck" in text
+        )
+        assert f"{file}:{line}: " in str(caught.value)

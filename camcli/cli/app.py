@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from camcli.cli import config, console, folder, models, run, stdio
 from camcli.errors import CamcliError
 from camcli.images.memory import keep_freed_memory
+from camcli.models.code import code_allowed
 from camcli.models.offline import no_network
 from camcli.pipeline import crash
 
@@ -37,12 +38,12 @@ class _Root(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """A command that obeys --offline, and whose unexpected errors are logged in its run folder, if it has one."""
+    """Obeys --offline and --allow-code, and logs unexpected errors in the run folder, if it has one."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run it; raises InternalError for what nobody expected."""
         try:
-            with no_network(ctx.params.get("offline", False)):
+            with no_network(ctx.params.get("offline", False)), code_allowed(ctx.params.get("allow_code", False)):
                 return super().invoke(ctx)
         except (CamcliError, typer.Exit, typer.Abort):
             raise

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from camcli.cli import console
-from camcli.cli.options import ConfigOption, ModelOption, OfflineOption, SetOption, load
+from camcli.cli.options import AllowCodeOption, ConfigOption, ModelOption, OfflineOption, SetOption, load
 
 
 def show(config: ConfigOption = None, model: ModelOption = None, overrides: SetOption = None) -> None:
@@ -23,6 +23,7 @@ def check(
     load_model: Annotated[bool, typer.Option("--load", help="Load the model, too: layer, targets, device.")] = False,
     overrides: SetOption = None,
     offline: OfflineOption = False,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Say whether a config is valid and what it names is there: exit code 0, or 2 with the place of every mistake."""
     from camcli.pipeline import preflight

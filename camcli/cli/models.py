@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from camcli.cli import console
-from camcli.cli.options import ConfigOption, JsonOption, ModelOption, OfflineOption, SetOption, load
+from camcli.cli.options import AllowCodeOption, ConfigOption, JsonOption, ModelOption, OfflineOption, SetOption, load
 from camcli.errors import ConfigError
 
 
@@ -42,6 +42,7 @@ def layers(
     model: ModelOption = None,
     overrides: SetOption = None,
     offline: OfflineOption = False,
+    allow_code: AllowCodeOption = False,
     json_: JsonOption = False,
 ) -> None:
     """List the layers that a map can be read from, and mark the one that a run would use."""
@@ -59,6 +60,7 @@ def labels(
     config: ConfigOption = None,
     model: ModelOption = None,
     overrides: SetOption = None,
+    allow_code: AllowCodeOption = False,
     json_: JsonOption = False,
 ) -> None:
     """List the classes of a model that targets can name: index, label, and WordNet id where it is known."""

@@ -51,6 +51,10 @@ CheckOption = Annotated[
     typer.Option("--check", help="An input is unchanged by its size and time, or by its hash."),
 ]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Never touch the network.")]
+AllowCodeOption = Annotated[
+    bool,
+    typer.Option("--allow-code", envvar="CAMCLI_ALLOW_CODE", help="Let a config run the Python that builds its model."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 

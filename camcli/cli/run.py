@@ -13,6 +13,7 @@ import typer
 
 from camcli.cli import console, summary
 from camcli.cli.options import (
+    AllowCodeOption,
     CheckOption,
     ConfigOption,
     JsonOption,
@@ -72,6 +73,7 @@ class RunOptions:
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop after the first failure.")] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the images and stop.")] = False
     offline: OfflineOption = False
+    allow_code: AllowCodeOption = False
     device: Annotated[
         str | None, typer.Option("--device", help="cpu, cuda:1, or several: cuda:0,cuda:1 or all, a process each.")
     ] = None
@@ -107,6 +109,7 @@ class DffOptions:
     model: ModelOption = None
     overrides: SetOption = None
     offline: OfflineOption = False
+    allow_code: AllowCodeOption = False
     json_: JsonOption = False
 
 

@@ -27,7 +27,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _HIDDEN = str.maketrans("{}", "\ue000\ue001")
 _SHOWN = str.maketrans("\ue000\ue001", "{}")
 _TRICKY_NUMBER = re.compile(r"[-+]?0[0-7_]+|.*:.*")
-_FILE_FIELDS = (("model", "weights"), ("model", "labels"))
+_FILE_FIELDS = (("model", "weights"), ("model", "labels"), ("model", "path"))
 _NOT_FILES = ("pretrained", "none")
 
 Place = tuple[str | int, ...]

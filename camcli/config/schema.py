@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -23,7 +24,7 @@ from pydantic import (
 
 SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
 
-Source = Literal["demo", "timm", "torchvision"]
+Source = Literal["demo", "timm", "torchvision", "python"]
 Crop = Literal["center", "squash", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Smoothing = Literal["none", "aug", "eigen"]
@@ -63,7 +64,8 @@ class ModelConfig(Section):
     """Which classifier. The string `timm/resnet50.a1_in1k` stands for `{source: timm, name: resnet50.a1_in1k}`."""
 
     source: Source = Field("demo", description="Library that builds the model.")
-    name: str = Field("demo", description="Architecture, as its library names it.")
+    name: str = Field("demo", description="Architecture, as its library names it; python: `package.module:function`.")
+    path: str | None = Field(None, description="python: a file with the function, `build` unless it is named.")
     weights: str = Field("pretrained", description="`pretrained`, `none` (random), or a .safetensors/.pth file.")
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(
         None, description="What the weights file must hash to; null: any."
@@ -76,6 +78,12 @@ class ModelConfig(Section):
     labels: str | tuple[str, ...] | None = Field(
         None, description="A .txt (one label a line), .csv or .json file, or the labels; null: the model's own."
     )
+    preprocess: str | None = Field(
+        None, description="python: a function beside the other that returns fields of `input`, or `module:function`."
+    )
+    output: str | StrictInt | None = Field(
+        None, description="Key, position or attribute of the logits in what the model returns; null: it returns them."
+    )
     activation: Literal["softmax", "sigmoid"] | None = Field(
         None, description="Logits to probabilities; null: softmax, and sigmoid for the demo model."
     )
@@ -83,12 +91,19 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_string(cls, value: Any) -> Any:
-        return expand_model(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return expand_model(value)
+        if isinstance(value, dict) and isinstance(value.get("path"), str) and "name" not in value:
+            return {**value, "name": f"{PurePath(value['path']).name}:build"}
+        return value
 
     @model_validator(mode="after")
     def _named(self) -> ModelConfig:
         if self.source != "demo" and "name" not in self.model_fields_set:
-            raise ValueError(f"source {self.source} needs a name, such as `model: {self.source}/resnet50`")
+            example = "my_package.models:build` or a path: `my_model.py" if self.source == "python" else "resnet50"
+            raise ValueError(f"source {self.source} needs a name, such as `model: {self.source}/{example}`")
+        if self.source != "python" and (self.path or self.preprocess):
+            raise ValueError("path and preprocess go with source: python")
         if self.source == "demo" and self.name != "demo":
             raise ValueError(f"the demo source has one model, not {self.name!r}; set model.source as well")
         return self

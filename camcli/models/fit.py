@@ -20,11 +20,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A module as a source builds it; labels: those that its weights came with. notes: what a user should know."""
+    """A module as a source builds it; labels: those that its weights came with. notes: what a user should know.
+
+    code: the Python file that built it. weights_sha256: of weights that are in no single file.
+    """
 
     module: nn.Module
     labels: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    code: Path | None = None
+    code_sha256: str | None = None
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

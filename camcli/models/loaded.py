@@ -28,6 +28,7 @@ class LoadedModel:
 
     labels: one for each of the K classes.
     weights: where they came from, for the manifest; weights_sha256 is None for random ones.
+    code, code_sha256: the Python file that built the module, where it is the user's.
     notes: what was unwrapped to come to them, and whatever else a user should know.
     """
 
@@ -40,3 +41,5 @@ class LoadedModel:
     weights: str
     weights_sha256: str | None
     notes: tuple[str, ...] = ()
+    code: str | None = None
+    code_sha256: str | None = None

@@ -20,6 +20,7 @@ from camcli.models.fit import Built
 from camcli.models.labels import given_labels
 from camcli.models.loaded import Entry, LoadedModel
 from camcli.models.offline import no_network
+from camcli.models.output import described, pick
 from camcli.models.weights import recognise, sha256, short
 
 SOURCES = get_args(Source)
@@ -38,14 +39,14 @@ class ModelSource(Protocol):
     def check(self, config: ModelConfig) -> None:
         """Raises ConfigError or ModelError where no such model, or none with such weights, is known."""
 
-    def pretrained_file(self, config: ModelConfig, offline: bool) -> Path:
-        """The file of the published weights; raises ModelError when it cannot be had."""
+    def pretrained_file(self, config: ModelConfig, offline: bool) -> Path | None:
+        """The file of the published weights, None where `build` has them; raises ModelError when it cannot be had."""
 
     def build(self, config: ModelConfig, file: Path | None) -> Built:
         """The module with the weights of `file` (None: random); raises ConfigError or ModelError."""
 
-    def preprocess(self, config: ModelConfig, module: nn.Module) -> Preprocess:
-        """What the weights were trained with."""
+    def preprocess(self, config: ModelConfig, module: nn.Module) -> Preprocess | Mapping[str, Any] | None:
+        """What the weights were trained with, whole or as fields of `input`; None where that is not known."""
 
     def labels(self, config: ModelConfig, module: nn.Module | None) -> tuple[str, ...] | None:
         """The model's own labels, if it has any; without a module, None too where only that would tell."""
@@ -69,14 +70,17 @@ def fetch(model: str, offline: bool = False) -> Path:
         raise ConfigError(f"{model}: write it as source/name, such as timm/resnet50 (sources: {', '.join(SOURCES)})")
     config = ModelConfig.model_validate(model)
     with no_network(offline):
-        return model_source(config.source).pretrained_file(config, offline)
+        file = model_source(config.source).pretrained_file(config, offline)
+    if file is None:
+        raise ConfigError(f"{model}: has no published weights")
+    return file
 
 
 def labels_of(config: ModelConfig) -> tuple[str, ...]:
     """The labels of a model, which is built without published weights where nothing else tells them."""
     if config.labels:
         return given_labels(config.labels)
-    if config.weights not in ("pretrained", "none"):
+    if config.source == "python" or config.weights not in ("pretrained", "none"):
         return load_model(config, InputConfig()).labels
     source, bare = model_source(config.source), config.model_copy(update={"weights": "none"})
     source.check(bare)
@@ -101,7 +105,9 @@ def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) 
         _check_hash(config, file)
         built = _built(source, config, file)
     module = built.module.eval().requires_grad_(False)
-    preprocess = source.preprocess(config, module).override(inputs)
+    if config.output is not None:
+        module = pick(module, config.output)
+    preprocess = _preprocess(source.preprocess(config, module), inputs, module, config.name)
     classes = _class_count(module, config.name, preprocess.size)
     default: Literal["softmax", "sigmoid"] = "sigmoid" if config.source == "demo" else "softmax"
     return LoadedModel(
@@ -111,9 +117,11 @@ def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) 
         _labels(source, config, built, classes),
         config.activation or default,
         preprocess,
-        str(file or "none"),
-        sha256(file) if file else None,
+        str(file or built.code or "none"),
+        sha256(file) if file else built.weights_sha256,
         _notes(config, built, classes),
+        str(built.code) if built.code else None,
+        built.code_sha256,
     )
 
 
@@ -122,25 +130,34 @@ def model_from_module(
 ) -> LoadedModel:
     """A frozen classifier of one's own; raises ConfigError where its input or its labels are not known."""
     name = type(module).__name__
-    wanted = preprocess if isinstance(preprocess, Preprocess) else _preprocess_of(module, name, preprocess)
+    wanted = _preprocess(preprocess, InputConfig(), module, name)
     classes = _class_count(module, name, wanted.size)
     named = tuple(labels) if labels is not None else tuple(f"class_{i}" for i in range(classes))
     if len(named) != classes:
         raise ConfigError(f"{len(named)} labels for {classes} classes: give one for each")
-    return LoadedModel(module, "python", name, named, "softmax", wanted, "as given", None)
+    return LoadedModel(module, "module", name, named, "softmax", wanted, "as given", None)
 
 
-def _preprocess_of(module: nn.Module, name: str, given: Mapping[str, Any] | None) -> Preprocess:
-    """What the user says on top of timm's own words about its modules, or of ImageNet's usual mean and deviation."""
+def _preprocess(
+    known: Preprocess | Mapping[str, Any] | None, inputs: InputConfig, module: nn.Module, name: str
+) -> Preprocess:
+    """What the user says in `inputs` and then in `known`, on top of what timm says of its own modules or is usual."""
+    if isinstance(known, Preprocess):
+        return known.override(inputs)
     try:
-        inputs = InputConfig.model_validate(dict(given or {}))
+        told = InputConfig.model_validate({**(known or {}), **inputs.model_dump(exclude_none=True)})
     except ValidationError as error:
         raise ConfigError(f"preprocess: {error.errors()[0]['msg']} (known: size, mean, std, …)") from None
     if hasattr(module, "pretrained_cfg"):
-        return model_source("timm").preprocess(ModelConfig(source="timm", name=name), module).override(inputs)
-    if inputs.size is None:
-        raise ConfigError(f"{name}: give preprocess={{'size': 224}}, with mean and std if they are not ImageNet's")
-    return Preprocess(inputs.size, inputs.size, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "center").override(inputs)
+        usual = model_source("timm").preprocess(ModelConfig(source="timm", name=name), module)
+        assert isinstance(usual, Preprocess), "timm always knows"
+        return usual.override(told)
+    if told.size is None:
+        raise ConfigError(
+            f"{name}: set input.size (from Python: preprocess={{'size': 224}}), with mean and std if they are not "
+            "ImageNet's"
+        )
+    return Preprocess(told.size, told.size, IMAGENET_MEAN, IMAGENET_STD, "bilinear", "center").override(told)
 
 
 def _built(source: ModelSource, config: ModelConfig, file: Path | None) -> Built:
@@ -172,13 +189,19 @@ def _class_count(module: nn.Module, name: str, size: tuple[int, int]) -> int:
     try:
         with torch.inference_mode():
             logits = module(torch.zeros(1, 3, *size))
+    except CamcliError:
+        raise
     except Exception as error:  # as above
         raise ConfigError(
             f"{name} does not take an input of {size[0]}x{size[1]} px ({short(error)}); set input.size, "
             "or the size that it is built for in model.kwargs (often img_size or image_size)"
         ) from None
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise ConfigError(f"{name} gives no logits of shape [batch, classes], so there is no class to explain")
+        hint = "" if isinstance(logits, torch.Tensor) else "; set model.output to the one that is the logits"
+        raise ConfigError(
+            f"{name} gives {described(logits)}, no logits of shape [batch, classes], so there is no class to "
+            f"explain{hint}"
+        )
     return logits.shape[1]
 
 

@@ -7,10 +7,12 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
+from torch import Tensor
 
 from camcli.errors import ModelError
 from camcli.models.checkpoint import INDEX, shards
@@ -28,6 +30,15 @@ def sha256(path: Path) -> str:
         return hashlib.sha256("".join(map(sha256, shards(path))).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Hex digest of names, types, shapes and numbers, for weights that are in no file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def recognise(path: Path) -> None:

@@ -27,6 +27,7 @@ from camcli.engine.tuning import tune
 from camcli.errors import ConfigError, ItemError, LayerError
 from camcli.images import geometry
 from camcli.images.decode import LoadedImage, Preprocess, prepare_image
+from camcli.models.code import code_allowed
 from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model, model_from_module
 from camcli.pipeline.prepare import device, resolve_layers
@@ -86,6 +87,7 @@ class Explainer:
     preprocess: how an image becomes the input of a module of one's own: a Preprocess, or a mapping with `size` and, if
         they differ from ImageNet's, `mean`, `std`, `interpolation`, `crop`; a module of timm brings its own.
     labels: a name for each class of a module of one's own.
+    allow_code: whether a config may run the Python function that it names (`source: python`).
     settings: fields of a config, such as methods=["gradcam", "layercam"], targets={"top": 3}, device="cuda:0".
 
     Raises ConfigError, ModelError, LayerError or MethodError.
@@ -104,6 +106,7 @@ class Explainer:
         preprocess: Preprocess | Mapping[str, Any] | None = None,
         labels: Sequence[str] | None = None,
         offline: bool = False,
+        allow_code: bool = False,
         **settings: Any,
     ) -> None:
         path = _path_of(layer, model) if isinstance(layer, nn.Module) else layer
@@ -112,7 +115,8 @@ class Explainer:
         if isinstance(model, nn.Module):
             loaded = model_from_module(_shared_copy(model, self._device), preprocess, labels)
         else:
-            loaded = load_model(self.config.model, self.config.input, offline)
+            with code_allowed(allow_code):
+                loaded = load_model(self.config.model, self.config.input, offline)
         self.engine = self._engine(loaded)
         self.labels = loaded.labels
         self._choose = chooser(self.config.targets, loaded.labels)
@@ -206,7 +210,7 @@ def _shared_copy(module: nn.Module, target: torch.device) -> nn.Module:
 
 
 def _layers(model: LoadedModel, config: RunConfig) -> list[TargetLayer]:
-    if model.source != "python":
+    if model.source != "module":
         return resolve_layers(model, config)
     paths = [None if path == "auto" else path for path in config.layer]
     return [resolve_layer(model.module, model.preprocess.size, path) for path in paths]

@@ -8,6 +8,7 @@ from pathlib import Path
 from camcli.config.file import config_of, load_config
 from camcli.config.schema import RunConfig
 from camcli.images.find import asked, by_extension, discover
+from camcli.models.code import code_allowed
 from camcli.pipeline.job import Job
 from camcli.pipeline.progress import Bar, Progress, Silent
 from camcli.pipeline.run import perform
@@ -19,11 +20,13 @@ def run(
     inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     progress: Progress | bool = False,
+    allow_code: bool = False,
 ) -> Run:
     """Explain images into the run folder `out`, as `camcli run` does; what is there already is kept.
 
     config: a RunConfig, a YAML file, or the name of a model. inputs: files, folders and globs.
-    progress: True for a bar, or who is told of each image.
+    progress: True for a bar, or who is told of each image. allow_code: whether the config may run the Python function
+    that it names (`source: python`).
     Raises CamcliError when the run as a whole cannot go on; an image that fails is among the run's failures.
     """
     names = [str(name) for name in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
@@ -31,7 +34,8 @@ def run(
     items = discover(names, out=Path(out), others=others)
     words = asked(names, None, None, None)
     job = Job(_config(config), items, Path(out), asked=words, skipped_files=by_extension(others))
-    perform(job, (Bar() if progress else Silent()) if isinstance(progress, bool) else progress)
+    with code_allowed(allow_code):
+        perform(job, (Bar() if progress else Silent()) if isinstance(progress, bool) else progress)
     return open_run(out)
 
 

@@ -81,6 +81,9 @@ def _same_files(config: RunConfig, told: Manifest) -> bool:
     labels, weights = config.model.labels, told.model.weights
     if labels and labels_hash(given_labels(labels)) != told.labels_sha256:
         return False
+    code = told.model.code
+    if code and getattr(state_of(Path(code)), "sha256", None) != told.model.code_sha256:
+        return False
     state = None if weights == "none" else state_of(Path(weights))
     return (state.sha256 if state else None) == told.model.weights_sha256
 

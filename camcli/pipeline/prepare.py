@@ -184,9 +184,9 @@ def candidates(config: RunConfig, offline: bool = False) -> list[Candidate]:
 def resolve_layers(model: LoadedModel, config: RunConfig) -> list[TargetLayer]:
     """The target layers that a config names, from the cache where they were found before; raises LayerError."""
     size = model.preprocess.size
-    asked = [config.model.model_dump(exclude={"weights", "labels"}), model.weights_sha256, size, versions()]
+    asked = [config.model.model_dump(exclude={"weights", "labels"}), model.weights_sha256, model.code_sha256, size]
     paths = [None if path == "auto" else path for path in config.layer]
-    return [resolve_cached(json.dumps([*asked, path]), model.module, size, path) for path in paths]
+    return [resolve_cached(json.dumps([*asked, versions(), path]), model.module, size, path) for path in paths]
 
 
 def devices_of(names: str) -> list[torch.device]:

@@ -150,7 +150,8 @@ def _settings(job: Job, ready: Prepared, started: datetime) -> Manifest:
     chosen: dict[str, Any] = {"precision": ready.precision.used}
     if ready.precision.guard:
         chosen["guard"] = asdict(ready.precision.guard)
-    used = {**config, "runtime": {**config["runtime"], **chosen}}
+    code = {"code_sha256": model.code_sha256} if model.code_sha256 else {}
+    used = {**config, "runtime": {**config["runtime"], **chosen}, "model": {**config["model"], **code}}
     options = {name: told.model_dump(mode="json") for name, told in ready.engines[0].options.items()}
     who = identity(used, model.weights_sha256, model.labels, taps, preprocess, options, SCHEMA_VERSION)
     found = Manifest(
@@ -167,6 +168,8 @@ def _settings(job: Job, ready: Prepared, started: datetime) -> Manifest:
             name=model.name,
             weights=model.weights,
             weights_sha256=model.weights_sha256,
+            code=model.code,
+            code_sha256=model.code_sha256,
             classes=len(model.labels),
             activation=model.activation,
         ),

@@ -10,7 +10,7 @@ from typing import Any
 SHORT = 16
 DEEPEST = 20
 _SPEED_ONLY = {"runtime": ("device", "batch_size", "threads", "compile", "memory"), "options": ("chunk",)}
-_RESOLVED = {"model": ("weights", "labels", "weights_sha256")}
+_RESOLVED = {"model": ("weights", "labels", "weights_sha256", "path")}
 _LOOKS = "overlay"
 """The section of a config that decides how overlays look, and about nothing else."""
 

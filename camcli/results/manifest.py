@@ -47,12 +47,17 @@ class Inputs(_Section):
 
 
 class Model(_Section):
-    """Which classifier; weights: where they came from, of which weights_sha256 is None for random ones."""
+    """Which classifier; weights: where they came from, of which weights_sha256 is None for random ones.
+
+    code: the Python file of the user's that builds it.
+    """
 
     source: str = ""
     name: str = ""
     weights: str = ""
     weights_sha256: str | None = None
+    code: str | None = None
+    code_sha256: str | None = None
     classes: Count = 0
     activation: str = "softmax"
 
