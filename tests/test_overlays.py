@@ -30,7 +30,7 @@ from camcli.pipeline.paint import paint as paint_all
 from camcli.pipeline.painter import Painter
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Box, Failure, Heatmap, ImageResult, Prediction
-from camcli.render import colour as render
+from camcli.render import styles
 from camcli.render.concepts import concept_overlay
 from camcli.render.grid import PAPER, grid
 from camcli.render.overlay import encode, paint
@@ -84,12 +84,12 @@ PLACES = {
 def test_colours_are_blended_over_what_the_model_saw(
     monkeypatch: pytest.MonkeyPatch, place: str, signed: bool, strip: int
 ) -> None:
-    monkeypatch.setattr(render, "STRIP_PIXELS", strip)
+    monkeypatch.setattr(styles, "STRIP_PIXELS", strip)
     seen, (width, height) = PLACES[place]
     shape = (3, 4) if place == "smaller than its map" else (5, 7)
     heat = np.random.default_rng(0).random(shape, dtype=np.float32) * (2 if signed else 1) - (1 if signed else 0)
     image = image_of(noise(width, height), seen)
-    config = OverlayConfig(colormap="viridis", alpha=0.4)
+    config = OverlayConfig(style="blend", colormap="viridis", alpha=0.4)
     before = np.asarray(image.image, dtype=np.float64)
     painted = np.asarray(paint(image, heat, config, signed), dtype=np.float64)
     if signed:
@@ -106,6 +106,96 @@ def test_colours_are_blended_over_what_the_model_saw(
     assert (np.asarray(image.image) == before).all()
 
 
+def edge_of(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The outermost pixels of a rectangle."""
+    ys, xs = np.nonzero(inside)
+    edge = inside.copy()
+    edge[ys.min() + 1 : ys.max(), xs.min() + 1 : xs.max()] = False
+    return edge
+
+
+@pytest.mark.parametrize("strip", [1 << 18, 100], ids=["whole", "strips"])
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("place", PLACES)
+def test_opacity_follows_the_heat_and_a_line_is_around_what_the_model_saw(
+    monkeypatch: pytest.MonkeyPatch, place: str, signed: bool, strip: int
+) -> None:
+    monkeypatch.setattr(styles, "STRIP_PIXELS", strip)
+    seen, (width, height) = PLACES[place]
+    shape = (3, 4) if place == "smaller than its map" else (5, 7)
+    heat = np.random.default_rng(0).random(shape, dtype=np.float32) * (2 if signed else 1) - (1 if signed else 0)
+    image = image_of(noise(width, height), seen)
+    config = OverlayConfig(colormap="viridis", alpha=0.6)
+    before = np.asarray(image.image, dtype=np.float64)
+    painted = np.asarray(paint(image, heat, config, signed), dtype=np.float64)
+    if signed:
+        root = (1.6 * np.sign(heat) * np.sqrt(np.abs(heat))).clip(-1, 1)
+        values, inside = spread(((root + 1) / 2).astype(np.float32), seen, width, height)
+        below = (255 * 0.4 + 0.6 * (before @ [0.299, 0.587, 0.114]))[..., None]
+        opacity = 0.9 * ((np.abs(2 * values - 1) - 0.1) / 0.9).clip(0, 1)[..., None]
+        expected = (1 - opacity) * below + opacity * coloured("RdBu_r", values)
+    else:
+        values, inside = spread(heat, seen, width, height)
+        opacity = 0.6 * ((values - 0.1) / 0.9).clip(0, 1)[..., None]
+        expected = (1 - opacity) * before + opacity * coloured("viridis", values)
+    edge = edge_of(inside) & (not inside.all())
+    expected[edge] = 0.4 * expected[edge] + 0.6 * 255
+    assert np.abs(painted - expected)[inside].max() < 6
+    assert np.abs(painted - expected)[inside].mean() < 1
+    assert (painted == before)[~inside].all()
+
+
+def test_what_is_cold_stays_as_it_is() -> None:
+    image = image_of(noise(80, 80), Box(0, 0, 80, 80))
+    heat = np.zeros((8, 8), dtype=np.float32)
+    heat[0, 0], heat[5:, 5:] = 1, 0.09
+    changed = (np.asarray(paint(image, heat, OverlayConfig())) != np.asarray(image.image)).any(axis=-1)
+    assert changed[:10, :10].all()
+    assert not changed[20:].any()
+
+
+def test_a_spotlight_leaves_what_is_hot_and_greys_and_dims_the_rest() -> None:
+    image = image_of(noise(90, 60), Box(0, 0, 60, 60))
+    heat = np.zeros((2, 2), dtype=np.float32)
+    heat[:, 0] = 1
+    before = np.asarray(image.image, dtype=np.float64)
+    shown = np.asarray(paint(image, heat, OverlayConfig(style="spotlight", alpha=0.8)), dtype=np.float64)
+    dim = 0.2 * np.asarray(image.image.convert("L"), dtype=np.float64)[..., None]  # type: ignore[union-attr]
+    assert (shown[:, :15] == before[:, :15]).all()
+    assert np.abs(shown[:, 46:] - dim[:, 46:]).max() <= 1
+    values, _ = spread(heat, Box(0, 0, 60, 60), 60, 60)
+    light = (2 * values).clip(0, 1)[..., None]
+    assert np.abs(shown[:, :60] - light * before[:, :60] - (1 - light) * dim[:, :60]).max() < 5
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_contours_run_at_half_and_at_four_fifths_and_leave_the_rest(signed: bool) -> None:
+    """A cone: its contours are circles, of known radii."""
+    seen, cells = Box(50, 10, 450, 410), 80
+    ys, xs = (np.mgrid[:cells, :cells] + 0.5 - cells / 2) / (cells / 2)
+    heat = np.asarray((1 - np.hypot(xs, ys)).clip(0, 1), dtype=np.float32) * (-1 if signed else 1)
+    image = image_of(noise(500, 420), seen)
+    painted = np.asarray(paint(image, heat, OverlayConfig(style="contours"), signed))
+    changed = (painted != np.asarray(image.image)).any(axis=-1)
+    y, x = np.nonzero(changed)
+    radius = np.hypot(x + 0.5 - 250, y + 0.5 - 210) / 200
+    inner, outer = radius[radius < 0.35], radius[radius >= 0.35]
+    assert inner.mean() == pytest.approx(0.2, abs=0.01)
+    assert outer.mean() == pytest.approx(0.5, abs=0.01)
+    assert max(np.abs(inner - 0.2).max(), np.abs(outer - 0.5).max()) < 0.04
+    core = painted[210, 348:352].astype(float)
+    wanted = coloured("RdBu_r", np.zeros(1)) if signed else coloured("inferno", np.full(1, 0.5))
+    assert np.abs(core - wanted).max(axis=1).min() < 20
+
+
+def test_contours_of_a_map_without_slopes_are_none() -> None:
+    image = image_of(noise(40, 30), Box(5, 0, 35, 30))
+    for heat in (np.ones((4, 4), dtype=np.float32), np.full((1, 1), 0.3, dtype=np.float32)):
+        assert paint(image, heat, OverlayConfig(style="contours")).tobytes() == image.image.tobytes()  # type: ignore[union-attr]
+    thin = image_of(noise(40, 1), Box(0, 0, 40, 1))
+    paint(thin, np.eye(4, dtype=np.float32), OverlayConfig(style="contours"))
+
+
 @pytest.mark.parametrize("size", ["original", "model"])
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 def test_an_image_without_evidence_is_left_as_it_is(signed: bool, size: Literal["original", "model"]) -> None:
@@ -118,7 +208,7 @@ def test_an_image_without_evidence_is_left_as_it_is(signed: bool, size: Literal[
 def test_evidence_that_only_speaks_against_the_class_is_shown() -> None:
     image = image_of(noise(40, 30), Box(5, 0, 35, 30))
     heat = np.full((4, 4), -1, dtype=np.float32)
-    painted = np.asarray(paint(image, heat, OverlayConfig(alpha=1), signed=True))
+    painted = np.asarray(paint(image, heat, OverlayConfig(style="blend", alpha=1), signed=True))
     assert (painted[:, 5:35] == np.rint(coloured("RdBu_r", np.zeros(1)))).all()
 
 
@@ -129,7 +219,8 @@ def records(out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("scale", ["image", "run"])
 def test_one_range_for_the_run_or_for_each_map(camcli: Camcli, tmp_path: Path, scale: str) -> None:
-    look = f"overlay={{format: png, colormap: gray, signed_colormap: gray, alpha: 1, size: model, scale: {scale}}}"
+    colours = "colormap: gray, signed_colormap: gray, alpha: 1"
+    look = f"overlay={{style: blend, format: png, {colours}, size: model, scale: {scale}}}"
     settings = ["methods=[gradcam, guided-backprop]", "targets={top: 2}", "maps=npz", look]
     ended = camcli("run", SHAPES, "--limit", 3, "--out", tmp_path, *[w for s in settings for w in ("-s", s)])
     assert ended.code == 0, ended.err
@@ -287,7 +378,7 @@ def test_a_turned_portrait_is_painted_upright(
     [answer] = engine.explain(torch.from_numpy(image.input)[None], lambda _: [Target(0)])
     assert isinstance(answer, Explanation)
     [heatmap] = answer.heatmaps
-    config = OverlayConfig(format="png", colormap="gray", alpha=1, size=size)
+    config = OverlayConfig(style="blend", format="png", colormap="gray", alpha=1, size=size)
     (tmp_path / "o.png").write_bytes(encode(paint(image, heatmap.heat, config), config))
     painted = np.asarray(Image.open(tmp_path / "o.png"))[..., 0]
     assert painted.shape == ((720, 480) if size == "original" else (64, 64))
@@ -327,7 +418,9 @@ def test_a_map_that_shows_nothing_does_not_set_the_range_of_the_run(tmp_path: Pa
             heatmap = replace(heatmap, raw_min=100.0, raw_max=100.0, empty=True)
         results.append(result_of(tmp_path / f"{name}.png", heatmap))
 
-    paint_files(tmp_path / "out", OverlayConfig(format="png", colormap="gray", alpha=1, scale="run"), *results)
+    paint_files(
+        tmp_path / "out", OverlayConfig(style="blend", format="png", colormap="gray", alpha=1, scale="run"), *results
+    )
     painted = np.asarray(Image.open(tmp_path / "out" / "overlays" / "shown.gradcam.3-star.png"))
     assert painted.max() == 255
     untouched = Image.open(tmp_path / "out" / "overlays" / "empty.gradcam.3-star.png")
@@ -344,7 +437,7 @@ def painted(tmp_path: Path, look: OverlayConfig, *heatmaps: Heatmap) -> list[Pix
 
 def test_a_map_that_is_nowhere_zero_keeps_its_lowest_value_in_the_range_of_the_run(tmp_path: Path) -> None:
     heat = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
-    look = OverlayConfig(format="png", colormap="gray", alpha=1, scale="run")
+    look = OverlayConfig(style="blend", format="png", colormap="gray", alpha=1, scale="run")
     [shown] = painted(tmp_path, look, heatmap_of("gradcam", heat=heat, raw_min=1.0, raw_max=2.0))
     assert 126 <= shown.min() <= 130
     assert shown.max() == 255

@@ -23,7 +23,7 @@ from camcli.pipeline.progress import Silent
 from camcli.pipeline.run import perform
 from camcli.pipeline.stopwatch import Step, Stopwatch, bottleneck
 from camcli.records import Box
-from camcli.render import colour as render
+from camcli.render import styles
 from camcli.render.overlay import encode, paint
 from tests.conftest import SHAPES, Ended, save_image
 from tests.test_run import TINY, lines
@@ -92,10 +92,11 @@ def test_strips_give_the_whole(heat_size: tuple[int, int], monkeypatch: pytest.M
     image = Image.fromarray(rng.integers(0, 256, (400, 300, 3), dtype=np.uint8))
     painted = []
     for pixels in (1, 5_000, 10**9):
-        monkeypatch.setattr(render, "STRIP_PIXELS", pixels)
+        monkeypatch.setattr(styles, "STRIP_PIXELS", pixels)
         copy = image.copy()
-        render.paint(copy, heat, seen, "turbo", 0.4)
-        render.paint_signed(copy, heat - 0.5, seen, "RdBu_r", 0.4)
+        for style in styles.STYLES:
+            copy = styles.STYLES[style](copy, styles.Layer(heat, False, seen, "turbo", 0.4))
+            copy = styles.STYLES[style](copy, styles.Layer(heat - 0.5, True, seen, "RdBu_r", 0.4))
         painted.append(np.asarray(copy))
     assert np.array_equal(painted[0], painted[1])
     assert np.array_equal(painted[0], painted[2])

@@ -182,8 +182,15 @@ class OverlayConfig(Section):
 
     format: Literal["jpg", "png", "webp"] = Field("jpg", description="File type of the overlays.")
     quality: Percent = Field(90, description="For jpg and webp.")
-    alpha: Unit = Field(0.5, description="Opacity of the heat.")
-    colormap: str = Field("turbo", description="Any matplotlib colour map.")
+    style: Literal["heat", "blend", "spotlight", "contours"] = Field(
+        "heat",
+        description="heat: opacity rises with the heat; blend: the same opacity everywhere; spotlight: grey and dim "
+        "where there is no heat; contours: lines at half and at 80 % of the maximum.",
+    )
+    alpha: Unit | None = Field(
+        None, description="Opacity of the hottest; null: that of the style, 0.75, for blend 0.5, for contours 1."
+    )
+    colormap: str = Field("inferno", description="Any matplotlib colour map.")
     signed_colormap: str = Field("RdBu_r", description="For signed maps: a diverging matplotlib colour map.")
     grid: Switch = Field(False, description="Also one image for each target that shows all methods side by side.")
     size: Literal["original", "model"] = Field(

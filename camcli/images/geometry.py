@@ -30,13 +30,11 @@ def place(heat: Heat, seen: Box, width: int, height: int) -> tuple[Region, Image
 
 def strips(heat: Heat, seen: Box, width: int, height: int, pixels: int) -> Iterator[tuple[Region, Image.Image]]:
     """What `place` returns, from top to bottom in strips of whole rows with about `pixels` pixels."""
-    h, w = heat.shape
-    left, right = _pixels(seen.x0, seen.x1, width)
-    top, bottom = _pixels(seen.y0, seen.y1, height)
-    cells = Image.fromarray(np.rint(np.pad(heat, 1, mode="edge") * 255).astype(np.uint8))
-    (u0, v0), (u1, v1) = _cells(left, top, seen, w, h), _cells(right, bottom, seen, w, h)
+    left, top, right, bottom = found = region(seen, width, height)
+    h = len(heat)
+    cells = Image.fromarray(np.rint(_bordered(heat) * 255).astype(np.uint8))
+    u0, v0, u1, v1 = window = _window(heat, seen, found)
     if v1 - v0 > bottom - top:
-        window = u0, v0, u1, v1
         yield (left, top, right, bottom), cells.resize((right - left, bottom - top), _BILINEAR, box=window)
         return
     across = np.asarray(cells.resize((right - left, h + 2), _BILINEAR, box=(u0, 0, u1, h + 2)), dtype=np.float32)
@@ -45,6 +43,33 @@ def strips(heat: Heat, seen: Box, width: int, height: int, pixels: int) -> Itera
         end = min(y + rows, bottom)
         centres = (np.arange(y, end) + 0.5 - seen.y0) / seen.height * h + 0.5
         yield (left, y, right, end), _between(across, centres.clip(0, h + 1))
+
+
+def field(heat: Heat, seen: Box, width: int, height: int, most: int) -> tuple[Region, Heat]:
+    """What `place` returns, but float32, and with at most `most` values along each side of the region."""
+    left, top, right, bottom = found = region(seen, width, height)
+    size = min(right - left, most), min(bottom - top, most)
+    cells = Image.fromarray(np.asarray(_bordered(heat), dtype=np.float32))
+    return found, np.asarray(cells.resize(size, _BILINEAR, box=_window(heat, seen, found)))
+
+
+def region(seen: Box, width: int, height: int) -> Region:
+    """The pixels (left, top, right, bottom) of an image of `width` x `height` px whose centres lie in `seen`."""
+    left, right = _pixels(seen.x0, seen.x1, width)
+    top, bottom = _pixels(seen.y0, seen.y1, height)
+    return left, top, right, bottom
+
+
+def _bordered(heat: Heat) -> Heat:
+    """One more cell at each side, as hot as the cell beside it."""
+    return np.pad(heat, 1, mode="edge")
+
+
+def _window(heat: Heat, seen: Box, found: Region) -> tuple[float, float, float, float]:
+    """Where a region of the image lies in the map with its border."""
+    h, w = heat.shape
+    left, top, right, bottom = found
+    return *_cells(left, top, seen, w, h), *_cells(right, bottom, seen, w, h)
 
 
 def _between(rows: NDArray[np.float32], at: NDArray[np.float64]) -> Image.Image:

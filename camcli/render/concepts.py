@@ -14,6 +14,7 @@ from camcli.images.decode import LoadedImage
 from camcli.records import Box
 from camcli.render.grid import INK, LINE, MARGIN, PAPER, write_line
 from camcli.render.overlay import canvas
+from camcli.render.styles import OPACITY
 
 SWATCH = 16
 LEAST_WIDTH = 320
@@ -37,7 +38,8 @@ def concept_overlay(
     Without heat the image is left as it is.
     """
     image, seen = canvas(loaded, config)
-    painted = _painted(image, heat, seen, [colour for colour, _ in legend], config.alpha) if heat.any() else image
+    alpha = OPACITY["blend"] if config.alpha is None else config.alpha
+    painted = _painted(image, heat, seen, [colour for colour, _ in legend], alpha) if heat.any() else image
     width = max(painted.width, LEAST_WIDTH)
     sheet = Image.new("RGB", (width, painted.height + MARGIN + len(legend) * LINE), PAPER)
     sheet.paste(painted)

@@ -13,7 +13,7 @@ from camcli.config.schema import OverlayConfig
 from camcli.images.decode import LoadedImage
 from camcli.images.geometry import Heat
 from camcli.records import Box, Heatmap, ImageResult, Prediction
-from camcli.render import colour as render
+from camcli.render.styles import STYLES, layer_of
 
 _PILLOW_NAMES = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
@@ -54,11 +54,7 @@ def paint(
         image = image.copy()
     if not heat.any():
         return image
-    if signed:
-        render.paint_signed(image, heat, seen, config.signed_colormap, config.alpha)
-    else:
-        render.paint(image, heat, seen, config.colormap, config.alpha)
-    return image
+    return STYLES[config.style](image, layer_of(heat, signed, seen, config))
 
 
 def canvas(loaded: LoadedImage, config: OverlayConfig) -> tuple[Image.Image, Box]:
