@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +57,19 @@ def activation_and_gradient(module: nn.Module, path: str, x: Tensor, target: int
         module(x.clone().requires_grad_())[:, target].sum().backward()
     assert kept[0].grad is not None
     return kept[0].detach(), kept[0].grad
+
+
+def outputs(module: nn.Module, path: str, x: Tensor) -> list[Tensor]:
+    """What the module at `path` returns, at each of its calls."""
+    kept: list[Tensor] = []
+
+    def keep(output: Tensor) -> Tensor:
+        kept.append(output.clone())
+        return output
+
+    with torch.no_grad(), exchanged(module, path, keep):
+        module(x)
+    return kept
 
 
 def plus_plus(module: nn.Module, path: str, reshape: Reshape, x: Tensor, target: int, constant: float = 0.0) -> Tensor:
@@ -129,15 +142,46 @@ def ablation(module: nn.Module, path: str, reshape: Reshape, x: Tensor, target: 
     return total
 
 
-def score_cam(module: nn.Module, maps: Tensor, x: Tensor, target: int) -> Tensor:
-    """[B,h,w] from activations [B,C,h,w], one mask and one forward at a time."""
+def score_cam(
+    module: nn.Module,
+    maps: Tensor,
+    x: Tensor,
+    target: int,
+    changes: Sequence[Callable[[Tensor], Tensor]] = (lambda mask: mask,),
+) -> Tensor:
+    """[B,h,w] from activations [B,C,h,w], one mask and one forward at a time; mean score over `changes` of a mask."""
     scores = torch.zeros(maps.shape[:2])
     with torch.no_grad():
         for b, c in np.ndindex(*maps.shape[:2]):
             mask = nn.UpsamplingBilinear2d((x.shape[-2], x.shape[-1]))(maps[b : b + 1, c : c + 1])
             mask = (mask - mask.min()) / (mask.max() - mask.min() + 1e-8)
-            scores[b, c] = module(x[b : b + 1] * mask)[0, target]
+            scores[b, c] = sum(module(x[b : b + 1] * change(mask))[0, target] for change in changes) / len(changes)
     return (scores.softmax(1)[:, :, None, None] * maps).sum(1)
+
+
+def lone_locations(module: nn.Module, path: str, reshape: Reshape, x: Tensor, target: int, gaussian: bool) -> Tensor:
+    """[B,h,w]: the logit with every other location of the layer zero (or 3x3 of them left), above the lowest."""
+    kernel = torch.tensor([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16 if gaussian else torch.ones(1, 1)
+
+    def alone(row: int, column: int) -> Callable[[Tensor], Tensor]:
+        def change(output: Tensor) -> Tensor:
+            changed = output.clone()
+            maps = reshape(changed)
+            weights = torch.zeros(maps.shape[2] + 2, maps.shape[3] + 2)
+            half = len(kernel) // 2
+            weights[row + 1 - half : row + 2 + half, column + 1 - half : column + 2 + half] = kernel
+            maps *= weights[1:-1, 1:-1]
+            return changed
+
+        return change
+
+    size = reshape(outputs(module, path, x)[0]).shape[2:]
+    with torch.no_grad():
+        scores = torch.zeros(len(x), *size)
+        for row, column in np.ndindex(*size):
+            with exchanged(module, path, alone(row, column)):
+                scores[:, row, column] = module(x)[:, target]
+    return scores - scores.amin((1, 2), keepdim=True)
 
 
 def first_component(parts: Tensor) -> Tensor:

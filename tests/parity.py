@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from camcli.models.loaded import LoadedModel
 from tests import oracles, peers
 from tests.nets import CLASSES, NETS, Net, inputs
 
-COSTLY = ("scorecam", "ablationcam")
+COSTLY = ("scorecam", "iscam", "sscam", "ablationcam", "reciprocam")
 UP_TO_SIGN = ("eigencam", "eigengradcam", "kpcacam")
 RELU_ONLY = ("squeezenet1_0", "resnet18", "resnet50", "vgg16")
 CONV_ONLY = (*RELU_ONLY, "densenet121", "mobilenet_v3_large")
@@ -116,6 +117,11 @@ def reference(case: Case, name: str) -> tuple[Array, str]:
     module, path, x = case.module, case.net.path, case.x
     if name == "ablationcam" and (case.net.name not in RELU_ONLY):
         return oracles.ablation(module, path, case.maps_of, x, case.target).numpy(), "="
+    if name == "reciprocam":
+        about = module, path, case.maps_of, x, case.target, case.net.kind == "tokens"
+        return oracles.shown(oracles.lone_locations(*about), case.net.side), "="
+    if name in ("iscam", "sscam"):
+        return _changed_masks(case, name), "="
     if name == "gradcam++":
         return oracles.shown(oracles.plus_plus(module, path, case.maps_of, x, case.target), case.net.side), "="
     if name == "fullgrad" and case.net.name not in CONV_ONLY:
@@ -125,6 +131,17 @@ def reference(case: Case, name: str) -> tuple[Array, str]:
     if name in peers.GRAD_CAM:
         return peers.grad_cam(name, module, path, x, case.target, case.reshape), ""
     return OTHERS[name](case)
+
+
+def _changed_masks(case: Case, name: str) -> Array:
+    noise = torch.Generator().manual_seed(0)
+    noises = [2.0 * torch.randn(case.x.shape[-2:], generator=noise) for _ in range(35)]
+    steps = [partial(torch.mul, (i + 1) / 10) for i in range(10)]
+    changes = steps if name == "iscam" else [partial(torch.add, one) for one in noises]
+    [maps] = oracles.outputs(case.module, case.net.path, case.x)
+    return oracles.shown(
+        oracles.score_cam(case.module, case.maps_of(maps), case.x, case.target, changes), case.net.side
+    )
 
 
 def _guided(case: Case) -> tuple[Array, str]:

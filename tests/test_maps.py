@@ -244,7 +244,7 @@ class Scaled(Small):
 
 INDEPENDENT = ("eigencam", "kpcacam", "fem", "ablationcam", "fullgrad")
 """Their raw values do not change with the scale of the logits."""
-CURVED = ("gradcam++", "smooth-gradcam++", "finercam", "scorecam")
+CURVED = ("gradcam++", "smooth-gradcam++", "finercam", "scorecam", "iscam", "sscam")
 """Their formulas do not scale with the logits."""
 
 

@@ -320,7 +320,7 @@ def test_half_precision_gives_the_maps_of_full_precision_on_trained_weights(name
     model = load_model(ModelConfig(), InputConfig())
     layer = resolve_layer(model.module, model.preprocess.size)
     batch = torch.from_numpy(np.stack([scene(1, index).image for index in range(4)]))
-    full, half = (Engine(model, [layer], [METHODS.get(name)], "cpu", precision) for precision in ("fp32", "bf16"))
+    full, half = (Engine(model, [layer], [METHODS.get(name)], "cpu", p, CHEAP) for p in ("fp32", "bf16"))
     for a, b in zip(full.explain(batch, likeliest), half.explain(batch, likeliest), strict=True):
         assert isinstance(a, Explanation)
         assert isinstance(b, Explanation)

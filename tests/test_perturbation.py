@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,11 +29,11 @@ from tests.nets import calibrated, inputs
 CLASSES = 6
 
 
-def engine_at(module: nn.Module, tap: Tap, side: int, name: str, **options: int) -> Engine:
+def engine_at(module: nn.Module, tap: Tap, side: int, name: str, **options: float) -> Engine:
     """For one method at one tap."""
     preprocess = Preprocess((side, side), (side, side), (0, 0, 0), (1, 1, 1), "bilinear", "center")
     model = loaded(calibrated(module, inputs(4, side)), preprocess, CLASSES)
-    return Engine(model, [TargetLayer((tap,))], [METHODS.get(name)], options=OptionsConfig(**options))
+    return Engine(model, [TargetLayer((tap,))], [METHODS.get(name)], options=OptionsConfig.model_validate(options))
 
 
 def raw_maps(engine: Engine, x: Tensor, target: int) -> Tensor:
@@ -174,6 +176,35 @@ def test_score_cam_is_the_naive_loop(path: str) -> None:
     maps = engine.forward(x).kept[engine.taps[0]].detach()
     naive = oracles.score_cam(engine.module, maps, x, 2)
     assert oracles.correlation(raw_maps(engine, x, 2).numpy(), naive.numpy()) > 0.9999
+
+
+def test_score_cam_in_steps_and_under_noise_are_naive_loops() -> None:
+    noise = torch.Generator().manual_seed(0)
+    noises = [0.5 * torch.randn(64, 64, generator=noise) for _ in range(2)]
+    changes: dict[str, list[Callable[[Tensor], Tensor]]] = {
+        "iscam": [partial(torch.mul, part) for part in (1 / 3, 2 / 3, 1)],
+        "sscam": [partial(torch.add, one) for one in noises],
+    }
+    for name, options in (("iscam", {"steps": 3}), ("sscam", {"samples": 2, "mask_noise": 0.5})):
+        engine = engine_at(resnet(), Tap("layer4", Layout("nchw", (2, 2))), 64, name, **options)
+        x = inputs(1, 64)
+        maps = engine.forward(x).kept[engine.taps[0]].detach()
+        naive = oracles.score_cam(engine.module, maps, x, 2, changes[name])
+        assert oracles.correlation(raw_maps(engine, x, 2).numpy(), naive.numpy()) > 0.9999
+        assert oracles.correlation(oracles.score_cam(engine.module, maps, x, 2).numpy(), naive.numpy()) < 0.9999
+
+
+@pytest.mark.parametrize("gaussian", [None, True, False])
+@pytest.mark.parametrize("place", ["a whole stage", "tokens with a prefix, beside a skip connection"])
+def test_recipro_cam_is_the_naive_loop(place: str, gaussian: bool | None) -> None:
+    """Among tokens neighbours count unless it is told otherwise, and the class token stays as it is."""
+    name, tap = TAPS[place]
+    options = {} if gaussian is None else {"gaussian": gaussian}
+    engine = engine_at(build(name), tap, 64, "reciprocam", chunk=3, **options)
+    x, spread = inputs(2, 64), (name == "vit") if gaussian is None else gaussian
+    naive = oracles.lone_locations(engine.module, tap.path, tap.layout.to_maps, x, 2, spread)
+    ours = raw_maps(engine, x, 2)
+    assert float((ours - naive).abs().max() / naive.max()) < 1e-3
 
 
 def test_score_cam_does_not_score_one_mask_twice() -> None:

@@ -22,8 +22,9 @@ from tests.test_run import TINY
 
 SIDE = 32
 PATCHES = 4
-COSTLY = ("scorecam", "ablationcam", "occlusion", "integrated-gradients", "smoothgrad")
-OPTIONS = OptionsConfig(chunk=4, patch=16, stride=16, steps=6, samples=6)
+FROM_LOGITS = ("scorecam", "iscam", "sscam", "ablationcam", "reciprocam", "occlusion")
+COSTLY = (*FROM_LOGITS, "integrated-gradients", "smoothgrad")
+OPTIONS = OptionsConfig(chunk=4, patch=16, stride=16, steps=6, samples=6, max_channels=12)
 
 
 @pytest.fixture
@@ -74,7 +75,16 @@ def test_rows_that_ask_nothing_cost_nothing(rows: list[int], name: str) -> None:
     assert np.array_equal(answers[1].heatmaps[0].heat, full[1].heatmaps[0].heat)
 
 
-@pytest.mark.parametrize("name", ["scorecam", "ablationcam", "occlusion"])
+def test_score_cam_costs_nothing_beside_the_whole_masks_of_its_integral(rows: list[int]) -> None:
+    batch = pixels(2, SIDE)
+    alone, _ = spent(rows, engine("iscam"), batch, [[1]] * 2)
+    both, answers = spent(rows, engine("scorecam", "iscam"), batch, [[1]] * 2)
+    assert both == alone > 0
+    _, single = spent(rows, engine("scorecam"), batch, [[1]] * 2)
+    assert np.array_equal(answers[1].heatmaps[0].heat, single[1].heatmaps[0].heat)
+
+
+@pytest.mark.parametrize("name", FROM_LOGITS)
 def test_a_second_target_costs_no_forward_pass_where_logits_serve_both(rows: list[int], name: str) -> None:
     found, batch = engine(name), pixels(2, SIDE)
     once, _ = spent(rows, found, batch, [[1], [1]])

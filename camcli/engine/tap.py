@@ -154,7 +154,9 @@ class Tail:
                 and (found - expected).abs().amax() <= tolerance * expected.abs().amax()
             ):
                 return before
-        raise MethodError(f"the network behind layer {self.tap.path!r} cannot be run alone, as ablationcam needs it")
+        raise MethodError(
+            f"the network behind layer {self.tap.path!r} cannot be run alone, as ablationcam and reciprocam need it"
+        )
 
     def _run(self, image: int, stored: Tensor, before: Sequence[Call]) -> Tensor:
         batch, copies = len(self.inputs), len(stored)

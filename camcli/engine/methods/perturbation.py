@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from camcli.config.schema import Positive, Section
+from camcli.config.schema import Positive, Section, Switch
 from camcli.engine.methods.view import Batch, LayerView, layer_method, pixel_method
 
 RESIDUE = 1e-6
@@ -35,20 +35,86 @@ def scorecam(view: LayerView, options: Channels) -> Tensor:
     weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
     for image in view.batch.asked:
         channels = view.channels(image, options.max_channels)
-        logits = view.once(f"masked {image}", partial(masked_logits, view, image, channels))
+        logits = _scored(view, image, channels, 1.0)
         weights[image, channels] = (logits @ view.batch.target_weights[image]).softmax(dim=0)
     return weights[:, :, None, None] * view.activations
 
 
-def masked_logits(view: LayerView, row: int, channels: Tensor) -> Tensor:
-    """[n,K] logits of the image under each of n `channels` as a mask; equal masks share one pass."""
+class Parts(Channels):
+    """Options of iscam."""
+
+    steps: Positive = Field(10, description="Points on the way from an empty mask to the whole one.")
+
+
+@layer_method(
+    "iscam",
+    ("activations", "scores"),
+    "`steps` forwards per channel",
+    "https://arxiv.org/abs/2010.03023",
+    options=Parts,
+    good_for="Score-CAM where scores saturate",
+)
+def iscam(view: LayerView, options: Parts) -> Tensor:
+    """softmax_c(mean_t score of the image under t times channel c as a mask) A_c, t = 1/steps, 2/steps, ..., 1."""
+    weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
+    for image in view.batch.asked:
+        channels = view.channels(image, options.max_channels)
+        parts = [(i + 1) / options.steps for i in range(options.steps)]
+        logits = torch.stack([_scored(view, image, channels, part) for part in parts]).mean(dim=0)
+        weights[image, channels] = (logits @ view.batch.target_weights[image]).softmax(dim=0)
+    return weights[:, :, None, None] * view.activations
+
+
+def _scored(view: LayerView, image: int, channels: Tensor, part: float) -> Tensor:
+    """[n,K] as `masked_logits`, once for every method and target that asks for this `part` of these masks."""
+    key = f"masked {image} by {len(channels)}, times {part}"
+    return view.once(key, lambda: masked_logits(view, image, channels, lambda mask: part * mask))
+
+
+class NoisyMasks(Channels):
+    """Options of sscam."""
+
+    samples: Positive = Field(35, description="Noisy copies of each mask.")
+    mask_noise: float = Field(2.0, ge=0, description="Standard deviation, where the mask goes from 0 to 1.")
+
+
+@layer_method(
+    "sscam",
+    ("activations", "scores"),
+    "`samples` forwards per channel",
+    "https://arxiv.org/abs/2006.14255",
+    options=NoisyMasks,
+    good_for="Score-CAM with less chance",
+)
+def sscam(view: LayerView, options: NoisyMasks) -> Tensor:
+    """softmax_c(mean over noise n of the score of the image under channel c + n as a mask) A_c; all meet one noise."""
+    weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
+    for image in view.batch.asked:
+        channels = view.channels(image, options.max_channels)
+        logits = view.once(f"noisy masks {image}", partial(_noisy_logits, view, image, channels, options))
+        weights[image, channels] = (logits @ view.batch.target_weights[image]).softmax(dim=0)
+    return weights[:, :, None, None] * view.activations
+
+
+def _noisy_logits(view: LayerView, image: int, channels: Tensor, options: NoisyMasks) -> Tensor:
+    """[n,K], the mean over noisy masks."""
+    generator, inputs = torch.Generator().manual_seed(0), view.batch.inputs
+    total = torch.zeros(len(channels), view.batch.logits.shape[1], device=inputs.device)
+    for _ in range(options.samples):
+        noise = options.mask_noise * torch.randn(inputs.shape[-2:], generator=generator).to(inputs.device)
+        total += masked_logits(view, image, channels, lambda mask, noise=noise: mask + noise)  # type: ignore[misc]
+    return total / options.samples
+
+
+def masked_logits(view: LayerView, row: int, channels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """[n,K] logits of the image under each of n `channels` as a changed mask; equal masks share one pass."""
     image = view.batch.inputs[row]
     maps = view.activations[row, channels]
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     cells = torch.where(high > low, (maps - low) / (high - low), 0)
     distinct, which = torch.unique(cells, dim=0, return_inverse=True)
     chunks = torch.split(distinct, view.batch.chunk)
-    return view.batch.logits_of(masks(chunk, image.shape[-2:]) * image for chunk in chunks)[which]
+    return view.batch.logits_of(change(masks(chunk, image.shape[-2:])) * image for chunk in chunks)[which]
 
 
 def masks(cells: Tensor, size: Sequence[int]) -> Tensor:
@@ -103,6 +169,51 @@ def without(activation: Tensor, channels: Tensor) -> Tensor:
     copies = activation.repeat(len(channels), 1, 1, 1)
     copies[torch.arange(len(channels)), channels] = 0
     return copies
+
+
+class Mosaic(Section):
+    """Options of reciprocam."""
+
+    gaussian: Switch | None = Field(None, description="Keep neighbours a little, too; null: only among tokens.")
+
+
+def _mosaic_terms(view: LayerView, raw: Tensor) -> Tensor:
+    """[B,1,h,w], the largest |logit|: logits are rounded by parts of their size."""
+    return view.batch.logits.abs().amax(dim=1)[:, None, None, None].expand(-1, 1, *raw.shape[1:])
+
+
+@layer_method(
+    "reciprocam",
+    ("activations", "tail"),
+    "1 forward of the tail per location",
+    "https://arxiv.org/abs/2209.14074",
+    terms=_mosaic_terms,
+    options=Mosaic,
+    good_for="no gradients, CNN or ViT",
+)
+def reciprocam(view: LayerView, options: Mosaic) -> Tensor:
+    """score with one location of A alone, all others zero, above the lowest such score; class tokens stay.
+
+    Among tokens this is ViT-Recipro-CAM (https://arxiv.org/abs/2310.02588), with a Gaussian of 3x3 locations.
+    """
+    gaussian = view.layout.kind == "tokens" if options.gaussian is None else options.gaussian
+    maps = torch.zeros_like(view.activations[:, 0])
+    for image in view.batch.asked:
+        logits = view.once(f"alone {image}", partial(lone_logits, view, image, gaussian))
+        scores = logits @ view.batch.target_weights[image]
+        maps[image] = (scores - scores.min()).view(maps.shape[1:])
+    return maps
+
+
+def lone_logits(view: LayerView, image: int, gaussian: bool) -> Tensor:
+    """[h*w,K] logits of the image with each location alone."""
+    activation = view.activations[image]
+    height, width = activation.shape[1:]
+    alone = torch.eye(height * width, device=activation.device).view(-1, 1, height, width)
+    if gaussian:
+        line = alone.new_tensor([0.25, 0.5, 0.25])
+        alone = F.conv2d(alone, (line[:, None] * line)[None, None], padding=1)
+    return torch.cat([view.tail(image, mask * activation) for mask in torch.split(alone, view.batch.chunk)])
 
 
 def _occlusion_terms(batch: Batch, raw: Tensor) -> Tensor:
