@@ -128,6 +128,8 @@ class RunReport:
     without_evidence: how many of `done` have little to see, by what they lack.
     redone: images of a run in 16 bits that were explained again in fp32.
     skipped_files: files in the folders that were passed over, by their extension.
+    explained: images that this run explained itself. known: failures that were expected; mended: ids of expected
+    failures that did not fail.
     """
 
     done: int
@@ -143,3 +145,6 @@ class RunReport:
     without_evidence: dict[str, int] = field(default_factory=dict)
     redone: int = 0
     skipped_files: dict[str, int] = field(default_factory=dict)
+    explained: int = 0
+    known: int = 0
+    mended: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,15 +153,13 @@ def test_events_are_one_line_each() -> None:
     assert len(event_line("note", message="a\nb\u2028\x1b").splitlines()) == 1
 
 
-def test_the_rate_is_of_what_this_run_did(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_was_not_reached_is_said(capfd: pytest.CaptureFixture[str]) -> None:
     from camcli.cli import console, summary
 
     console.write_messages()
     report = RunReport(done=11, failed=1, skipped=3, seconds=2.0, out="o", exit_code=1, failures={"E": 1}, kept=8)
     summary.print_summary(report, False, None)
-    said = capfd.readouterr().err
-    assert "2.0 images/s" in said
-    assert "not reached  3" in said
+    assert re.search(r"not reached +3 ", capfd.readouterr().err)
 
 
 def test_methods_are_listed_with_all_that_is_known_of_them(camcli: Camcli) -> None:

@@ -6,6 +6,7 @@ A command lives in the file of its family: `run.py`, `folder.py`, `models.py`, `
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,12 @@ EXIT_CODES = (
     "Exit codes: 0 all done · 1 finished, but images failed · 2 usage or config · 3 fatal (model, weights, disk) · "
     "5 no images found · 70 camcli itself broke (a log says how) · 75 output folder in use · 130/143 interrupted."
 )
+
+
+def _example(*words: str) -> str:
+    """Commands to be typed as they stand, at the end of a help text."""
+    lines = "\n".join(f"[b]camcli {command}[/b]" for command in words)
+    return f"Example{'s' * (len(words) > 1)}:\n\n{lines}"
 
 
 class _Root(TyperGroup):
@@ -64,15 +71,30 @@ class _ListByDefault(TyperGroup):
 app = typer.Typer(
     cls=_Root,
     help="Where did the classifier look? Heatmap overlays and top-5 reports for folders of images.",
-    epilog=EXIT_CODES,
+    epilog=f"{EXIT_CODES}\n\n{_example('run sample_images/shapes --out out')}",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-config_app = typer.Typer(help="Show, check and describe configs.", no_args_is_help=True)
-schema_app = typer.Typer(help="JSON Schemas of what camcli writes.", no_args_is_help=True)
-models_app = typer.Typer(help="Models that can be explained: `camcli models 'resnet*'`.", cls=_ListByDefault)
+
+
+def _group(name: str, about: str, example: str, cls: type[TyperGroup] = TyperGroup) -> typer.Typer:
+    group = typer.Typer(help=about, epilog=_example(example), no_args_is_help=cls is TyperGroup, cls=cls)
+    app.add_typer(group, name=name)
+    return group
+
+
+def _add(
+    group: typer.Typer,
+    command: Callable[..., None],
+    *examples: str,
+    name: str | None = None,
+    cls: type[TyperCommand] = _Command,
+    codes: bool = False,
+) -> None:
+    """A command whose help ends with examples; codes: after the exit codes."""
+    epilog = [EXIT_CODES] * codes + [_example(*examples)]
+    group.command(name, cls=cls, epilog="\n\n".join(epilog))(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -84,23 +106,29 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-app.command(cls=_Command, epilog=f"{run.RUN_EXAMPLES}\n\n{EXIT_CODES}")(run.run)
-app.command(cls=_Command)(folder.status)
-app.command(cls=_Command)(folder.merge)
-app.command()(models.doctor)
-app.command(cls=_Command)(models.layers)
-app.command(cls=_Command)(models.labels)
-app.command()(models.methods)
-app.command(cls=_Command, epilog=f"{run.DFF_EXAMPLE}\n\n{EXIT_CODES}")(run.dff)
-app.add_typer(config_app, name="config")
-config_app.command("show")(config.show)
-config_app.command("check", cls=_Command)(config.check)
-config_app.command("schema")(config.config_schema)
-app.add_typer(schema_app, name="schema")
-schema_app.command("report")(config.report_schema)
-app.add_typer(models_app, name="models")
-models_app.command("list")(models.list_models)
-models_app.command("fetch", cls=_Command)(models.fetch)
+_add(
+    app,
+    run.run,
+    "run @list.txt -c configs/vit_base.yaml --shard 3/8 --out out",
+    "run photos -m timm/resnet50 --method gradcam,layercam --out out",
+    codes=True,
+)
+_add(app, folder.status, "status out")
+_add(app, folder.merge, "merge out")
+_add(app, models.doctor, "doctor", cls=TyperCommand)
+_add(app, models.layers, "layers -m torchvision/resnet50")
+_add(app, models.labels, "labels cat -m timm/resnet50")
+_add(app, models.methods, "methods", cls=TyperCommand)
+_add(app, run.dff, "dff photos -m timm/resnet50 --concepts 5 --out concepts", codes=True)
+_config = _group("config", "Show, check and describe configs.", "config check configs/vit_base.yaml")
+_add(_config, config.show, "config show -c configs/vit_base.yaml --alpha 0.7", name="show", cls=TyperCommand)
+_add(_config, config.check, "config check configs/vit_base.yaml --load", name="check")
+_add(_config, config.config_schema, "config schema", name="schema", cls=TyperCommand)
+_schema = _group("schema", "JSON Schemas of what camcli writes.", "schema report")
+_add(_schema, config.report_schema, "schema report", name="report", cls=TyperCommand)
+_models = _group("models", "Models that can be explained, or their weights.", "models squeezenet", _ListByDefault)
+_add(_models, models.list_models, "models squeezenet", "models 'timm/vit_*'", name="list", cls=TyperCommand)
+_add(_models, models.fetch, "models fetch timm/resnet50.a1_in1k", name="fetch")
 
 
 def main() -> None:
@@ -119,7 +147,7 @@ def main() -> None:
 def _invoke() -> int:
     """The exit code of what the command line asks for."""
     try:
-        app()
+        app(prog_name="camcli")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0
     except CamcliError as error:

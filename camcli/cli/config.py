@@ -8,14 +8,15 @@ from typing import Annotated
 import typer
 
 from camcli.cli import console
-from camcli.cli.options import AllowCodeOption, ConfigOption, ModelOption, OfflineOption, SetOption, load
+from camcli.cli.options import AllowCodeOption, ConfigOptions, OfflineOption, SetOption, from_options, load
 
 
-def show(config: ConfigOption = None, model: ModelOption = None, overrides: SetOption = None) -> None:
+@from_options(ConfigOptions)
+def show(options: ConfigOptions) -> None:
     """Print the whole config as YAML, and where each value came from."""
     from camcli.config.file import describe
 
-    typer.echo(describe(load(config, model, overrides)))
+    typer.echo(describe(options.load()))
 
 
 def check(

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
 from camcli.cli.events import event_line
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from camcli.cli.doctor import Diagnosis
     from camcli.engine.methods import Method
     from camcli.models.loaded import Entry
     from camcli.results.status import Status
 
 PIPED_COLUMNS = 160
+_COLOURS = {"failed": "red", "camcli": "red", "warning": "yellow", "next": "green"}
+"""Of the word before the colon of a message."""
 
 
 @dataclass(slots=True)
@@ -71,7 +76,32 @@ def is_json() -> bool:
 
 def say(text: str, event: str = "note", **fields: Any) -> None:
     """Print a message on standard error: as text with control characters made visible, or as a JSON event."""
-    typer.echo(event_line(event, message=text, **fields) if _STANDARD_ERROR.as_json else visible(text), err=True)
+    as_text = _coloured(visible(text)) if coloured(sys.stderr) else visible(text)
+    typer.echo(event_line(event, message=text, **fields) if _STANDARD_ERROR.as_json else as_text, err=True)
+
+
+def coloured(stream: TextIO) -> bool:
+    """Whether to write colours: on a terminal, unless NO_COLOR (https://no-color.org) is set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def terminal(stderr: bool = True) -> Console:
+    """Lays out tables, as wide as the terminal; in a pipe as wide as COLUMNS says, or else PIPED_COLUMNS."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPED_COLUMNS
+    return Console(stderr=stderr, width=width, color_system="auto" if coloured(stream) else None, highlight=False)
+
+
+def _coloured(text: str) -> str:
+    head, colon, rest = text.partition(":")
+    return typer.style(head + colon, fg=_COLOURS[head], bold=True) + rest if head in _COLOURS else text
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def visible(text: str) -> str:
@@ -120,7 +150,7 @@ def evidence_lines(found: Mapping[str, int], above: float | None, foreign: int =
         "below": f"{none}, so the most probable one is shown",
         "empty": "no evidence in any heatmap, so nothing is painted",
     }
-    return [f"{found[kind]} image{'s' * (found[kind] != 1)}: {what}" for kind, what in words.items() if kind in found]
+    return [f"{counted(found[kind], 'image')}: {what}" for kind, what in words.items() if kind in found]
 
 
 def _by_versions(found: Sequence[tuple[int, Mapping[str, str]]]) -> str:
@@ -147,7 +177,6 @@ def print_diagnosis(found: Diagnosis) -> None:
 
 def print_layers(found: list[dict[str, Any]]) -> None:
     """The tree of `camcli layers`: modules in modules, in the order of the forward pass."""
-    from rich.console import Console
     from rich.tree import Tree
 
     tree = Tree("path, type, shape, layout and grid; [green]the layer that a run reads[/]; [dim]no use: why[/]")
@@ -157,7 +186,7 @@ def print_layers(found: list[dict[str, Any]]) -> None:
         while inside not in nodes:
             inside = inside.rpartition(".")[0]
         nodes[candidate["path"]] = nodes[inside].add(_layer_line(candidate))
-    Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS).print(tree)
+    terminal(stderr=False).print(tree)
 
 
 def _layer_line(candidate: Mapping[str, Any]) -> str:
@@ -199,25 +228,25 @@ def print_labels(found: Sequence[Mapping[str, Any]]) -> None:
 
 def print_methods(found: Sequence[Method]) -> None:
     """The table of `camcli methods`."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("method", "good for", "cost", "paper", box=None, pad_edge=False)
     for method in found:
         table.add_row(method.name, method.good_for, method.cost, method.paper)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    terminal(stderr=False).print(table)
 
 
 def print_models(entries: Sequence[Entry]) -> None:
     """The table of `camcli models`."""
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "pretrained", "cached", "input", "parameters", box=None, pad_edge=False)
+    table = Table("model", "cached", "input", "parameters", "weights", box=None, pad_edge=False)
+    table.columns[0].overflow = "fold"
     for entry in entries:
         parameters = f"{entry.parameters / 1e6:.1f} M" if entry.parameters else ""
         height, width = entry.input_size
-        yes = {True: "yes", False: "-"}
-        name = f"{entry.source}/{entry.name}"
-        table.add_row(name, yes[entry.pretrained], yes[entry.cached], f"{height}x{width}", parameters)
-    Console().print(table)
+        tags = " ".join(entry.tags) if entry.tags else "yes" if entry.pretrained else "-"
+        table.add_row(
+            f"{entry.source}/{entry.name}", "yes" if entry.cached else "-", f"{height}x{width}", parameters, tags
+        )
+    terminal(stderr=False).print(table)

@@ -13,10 +13,10 @@ from camcli.errors import ConfigError
 
 
 def list_models(
-    pattern: Annotated[str | None, typer.Argument(help="Glob such as 'resnet*' or 'timm/vit_*'.")] = None,
+    pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a glob such as 'timm/vit_*'.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """List models: published weights, weights in the local cache, input size and parameters (with a PATTERN)."""
+    """List models: weights in the local cache, input size, parameters (with a PATTERN), and published weights."""
     from camcli.models import source
 
     entries = source.list_models(pattern)

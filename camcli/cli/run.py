@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,44 +17,32 @@ from camcli.cli import console, summary
 from camcli.cli.options import (
     AllowCodeOption,
     CheckOption,
-    ConfigOption,
+    ConfigOptions,
     JsonOption,
-    ModelOption,
     OfflineOption,
     RootOption,
-    SetOption,
     folder_name,
     from_options,
     junit_name,
-    load,
 )
 from camcli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from camcli.config.file import LoadedConfig
+    from camcli.config.file import Override
     from camcli.pipeline.job import Job
     from camcli.records import RunReport
     from camcli.results.manifest import Manifest
     from camcli.results.resume import Policy
 
-RUN_EXAMPLES = (
-    "Examples: [b]camcli run photos --out out[/b] · [b]camcli run @list.txt -c configs/vit_base.yaml "
-    "--out out[/b] · [b]find . -name '*.jpg' | camcli run - --out out -s 'targets=[\"tabby\"]'[/b]"
-)
-DFF_EXAMPLE = "Example: [b]camcli dff photos --out concepts --concepts 5[/b]"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
+class RunOptions(ConfigOptions):
     """What `camcli run` was asked; the fields are its options in the order of its help."""
 
     inputs: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, @list.txt, or - for paths on standard input.")
     ]
     out: Annotated[Path, typer.Option("--out", "-o", parser=folder_name, metavar="FOLDER", help="Run folder to write.")]
-    config: ConfigOption = None
-    model: ModelOption = None
-    overrides: SetOption = None
     ext: Annotated[
         list[str] | None, typer.Option("--ext", help="File extension to look for in folders; repeat for more.")
     ] = None
@@ -69,6 +59,13 @@ class RunOptions:
     check: CheckOption = "stat"
     max_errors: Annotated[
         str | None, typer.Option("--max-errors", metavar="N|P%", help="Stop after more failures than that.")
+    ] = None
+    allow_errors: Annotated[
+        str | None, typer.Option("--allow-errors", metavar="N|P%", help="Exit code 0 up to so many failures.")
+    ] = None
+    known_failures: Annotated[
+        Path | None,
+        typer.Option("--known-failures", metavar="FILE", help="Ids, one a line, whose failure is no news."),
     ] = None
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop after the first failure.")] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the images and stop.")] = False
@@ -91,9 +88,15 @@ class RunOptions:
         ),
     ] = None
 
+    def short(self) -> Iterator[Override]:
+        """Those of every command, --device and --threads."""
+        yield from ConfigOptions.short(self)
+        given = {"--device": ("runtime.device", self.device), "--threads": ("runtime.threads", self.threads)}
+        yield from ((option, f"{field}={value}") for option, (field, value) in given.items() if value is not None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DffOptions:
+class DffOptions(ConfigOptions):
     """What `camcli dff` was asked; the fields are its options in the order of its help."""
 
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, @list.txt, or - for paths on stdin.")]
@@ -105,9 +108,6 @@ class DffOptions:
     ]
     concepts: Annotated[int, typer.Option("--concepts", "-k", min=1, max=64, help="How many to look for.")] = 5
     root: RootOption = None
-    config: ConfigOption = None
-    model: ModelOption = None
-    overrides: SetOption = None
     offline: OfflineOption = False
     allow_code: AllowCodeOption = False
     json_: JsonOption = False
@@ -133,7 +133,7 @@ def dff(options: DffOptions) -> None:
     from camcli.analysis.concepts import factorise
     from camcli.images.find import by_extension, discover
 
-    config = load(options.config, options.model, options.overrides).config
+    config = options.load().config
     _refuse_no_folder(options.out)
     _warn_of_mixing(options.inputs, options.out)
     others: set[str] = set()
@@ -154,7 +154,7 @@ def _job(options: RunOptions) -> Job:
     from camcli.pipeline.job import Job
     from camcli.results.shard import shard_of
 
-    config = _loaded(options).config
+    config = options.load().config
     _refuse_no_folder(options.out)
     others: set[str] = set()
     extensions = options.ext or EXTENSIONS
@@ -171,31 +171,24 @@ def _job(options: RunOptions) -> Job:
     return replace(job, policy=_policy(options, len(job.mine)))
 
 
-def _loaded(options: RunOptions) -> LoadedConfig:
-    """The config with the options that stand for fields of it; raises ConfigError."""
-    return load(options.config, options.model, [*_runtime(options), *(options.overrides or [])])
-
-
-def _runtime(options: RunOptions) -> list[str]:
-    """--device and --threads as overrides of the config."""
-    given = {"runtime.device": options.device, "runtime.threads": options.threads}
-    return [f"{field}={value}" for field, value in given.items() if value is not None]
-
-
 def _policy(options: RunOptions, images: int) -> Policy:
     """What is kept and when to stop, in a part of `images` images."""
     from camcli.results.resume import Policy
+    from camcli.results.tolerance import Tolerance, read_known
 
     errors = "0" if options.fail_fast else options.max_errors
-    most = None if errors is None else _max_errors(errors, images)
-    return Policy(options.fresh, options.keep_going, options.retry_failed, options.check, most)
+    most = None if errors is None else _number("--max-errors", errors, images)
+    allowed = _number("--allow-errors", options.allow_errors or "0", images)
+    known = read_known(options.known_failures) if options.known_failures else frozenset[str]()
+    kept = options.fresh, options.keep_going, options.retry_failed, options.check
+    return Policy(*kept, most, Tolerance(allowed, known))
 
 
-def _max_errors(text: str, images: int) -> int:
+def _number(option: str, text: str, images: int) -> int:
     """The number that `10` or `5%` stands for, of `images` images; raises ConfigError for anything else."""
     match = re.fullmatch(r"(\d+)(%?)", text)
     if not match:
-        raise ConfigError(f"--max-errors {text}: write it as a number, such as 10, or a share, such as 5%")
+        raise ConfigError(f"{option} {text}: write it as a number, such as 10, or a share, such as 5%")
     return int(match[1]) * images // 100 if match[2] else int(match[1])
 
 
@@ -217,8 +210,13 @@ def _warn_of_mixing(inputs: list[str], out: Path) -> None:
 
 
 def _announce(job: Job, options: RunOptions) -> None:
-    """Say what is about to happen."""
+    """Say what is about to happen, and in the first run what the model that nobody chose is for."""
+    from camcli.results.manifest import NOTHING
+
     summary.announce(job.config, len(job.mine))
+    chosen = options.config or options.model or any(text.startswith("model") for text in options.overrides or ())
+    if not chosen and job.earlier().manifest == NOTHING:
+        summary.announce_embedded()
     if job.shard:
         by_default = options.shard is None
         why = ", as SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT say" if by_default else ""
@@ -229,6 +227,7 @@ def _announce(job: Job, options: RunOptions) -> None:
 def _run(job: Job, options: RunOptions) -> int:
     """Do what is left to do, print and write what was asked for, and return the exit code."""
     from camcli.pipeline.job import settled
+    from camcli.results.doubts import doubts
 
     ended = settled(job)
     report, manifest = ended or _perform(job, options)
@@ -237,16 +236,29 @@ def _run(job: Job, options: RunOptions) -> int:
 
         write_junit(options.junit, [item.id for item in job.mine], job.earlier())
     if options.json_:
-        console.print_json(manifest.as_json())
+        console.print_json({**manifest.as_json(), "exit_code": report.exit_code})
     if not options.quiet and ended is None:
         summary.print_notes(manifest.notes)
     if not options.quiet or report.failed:
-        summary.print_summary(report, ended is not None, job.config.targets.above)
+        unsure = [] if options.quiet else doubts(job.earlier(), [item.id for item in job.mine])
+        summary.print_summary(report, ended is not None, job.config.targets.above, unsure)
         if not console.is_json():
             summary.print_skipped(report.skipped_files, bool(options.ext))
     if options.profile and ended is None:
         summary.print_profile(manifest.profile, report.seconds)
+    if not options.quiet and ended is None:
+        summary.print_next(_next(report, job, options))
     return report.exit_code
+
+
+def _next(report: RunReport, job: Job, options: RunOptions) -> str:
+    """What to type after a run: to go on, to try again, to join its parts, or to see how it stands."""
+    words = "camcli " + shlex.join(word for word in sys.argv[1:] if word != "--fresh")
+    if report.skipped:
+        return words
+    if report.failed > report.known:
+        return words if options.retry_failed else f"{words} --retry-failed"
+    return f"camcli {'merge' if job.shard else 'status'} {shlex.quote(str(job.out))}"
 
 
 def _perform(job: Job, options: RunOptions) -> tuple[RunReport, Manifest]:
@@ -261,7 +273,7 @@ def _perform(job: Job, options: RunOptions) -> tuple[RunReport, Manifest]:
         from camcli.pipeline.preflight import check_options
         from camcli.pipeline.run import perform
 
-        check_options(_loaded(options))
+        check_options(options.load())
         outcome = perform(job, progress, interrupt)
     summary.print_failures(progress.first, progress.failed)
     return outcome.report, outcome.manifest

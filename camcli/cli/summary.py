@@ -7,19 +7,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from camcli.cli.console import evidence_lines, is_json, one_line, print_json, say
+from camcli.cli.console import counted, evidence_lines, is_json, one_line, print_json, say, terminal, visible
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from camcli.config.schema import RunConfig
     from camcli.records import Failure, RunReport
+    from camcli.results.doubts import Doubt
+
+NAMED = 5
 
 
 def announce(config: RunConfig, images: int) -> None:
     """Print how many images a run has, and with which model and layer."""
     model = config.model
-    say(f"{images} images, model {model.source}/{model.name}, layer {', '.join(config.layer)}")
+    say(f"{counted(images, 'image')}, model {model.source}/{model.name}, layer {', '.join(config.layer)}")
     if model.weights == "none":
         say("warning: model.weights is none, so the weights are random and the heatmaps mean nothing", "warning")
+
+
+def announce_embedded() -> None:
+    """Say what the model that runs where none is named is for."""
+    say("note: the embedded model knows only twelve drawn shapes; for photographs name one, such as -m timm/resnet50")
 
 
 def print_plan(ids: list[str], out: Path, as_json: bool) -> None:
@@ -29,7 +39,7 @@ def print_plan(ids: list[str], out: Path, as_json: bool) -> None:
         return
     for name in ids:
         say(one_line(name))
-    say(f"{len(ids)} images would be explained into {out}")
+    say(f"{counted(len(ids), 'image')} would be explained into {out}")
 
 
 def print_notes(notes: Sequence[str]) -> None:
@@ -50,23 +60,48 @@ def print_failures(first: Sequence[Failure], failed: int) -> None:
         say(f"failed: {failed - len(first)} more, all in results.jsonl")
 
 
-def print_summary(report: RunReport, settled: bool, above: float | None) -> None:
-    """How a run ended; settled: there was nothing to do. above: the probability that classes had to reach."""
+def print_summary(report: RunReport, settled: bool, above: float | None, unsure: Sequence[Doubt] = ()) -> None:
+    """How a run ended; settled: there was nothing to do. above: the probability that classes had to reach.
+
+    unsure: the images that the model was least sure of.
+    """
     if is_json():
-        say("nothing to do" if settled else "ended", "summary", **asdict(report))
+        about = {**asdict(report), "least_sure": [asdict(doubt) for doubt in unsure]}
+        say("nothing to do" if settled else "ended", "summary", **about)
         return
     if report.vanished:
-        say(f"{report.vanished} images of an earlier run are gone, and their records with them; their heatmaps stay")
+        gone = (
+            "1 image of an earlier run is"
+            if report.vanished == 1
+            else f"{report.vanished} images of an earlier run are"
+        )
+        say(f"{gone} gone, and what was recorded of it; heatmaps stay")
     if report.foreign:
         say(f"warning: {report.foreign} of the records were made with another config")
     if settled:
-        say(f"nothing to do: all {report.kept} images are recorded")
+        all_ = "the only image is" if report.kept == 1 else f"all {report.kept} images are"
+        say(f"nothing to do: {all_} recorded")
     if settled and report.failed:
         say(f"{report.failed} of them failed ({_by_kind(report)}); --retry-failed tries them again")
     if not settled:
         _print_counts(report)
     for line in evidence_lines(report.without_evidence, above, report.foreign):
         say(line)
+    if report.mended:
+        say(f"no longer failing, though --known-failures lists them: {_first(report.mended)}")
+    if not settled:
+        _print_unsure(unsure)
+        say(f"{report.out}: overlays/, reports/, results.jsonl, run.json")
+
+
+def _first(ids: Sequence[str]) -> str:
+    return ", ".join(map(one_line, ids[:NAMED])) + f" and {len(ids) - NAMED} more" * (len(ids) > NAMED)
+
+
+def print_next(command: str) -> None:
+    """The command that may be typed next."""
+    if not is_json():
+        say(f"next: {one_line(command)}")
 
 
 def print_skipped(found: Mapping[str, int], asked: bool) -> None:
@@ -75,36 +110,60 @@ def print_skipped(found: Mapping[str, int], asked: bool) -> None:
 
     if found:
         what = "of another extension" if asked else "not an image extension"
-        say(f"skipped {sum(found.values())} files, {what}: {in_words(found)}", "skipped", files=dict(found))
+        say(f"skipped {counted(sum(found.values()), 'file')}, {what}: {in_words(found)}", "skipped", files=dict(found))
 
 
 def _by_kind(report: RunReport) -> str:
-    return ", ".join(f"{n} {kind}" for kind, n in report.failures.items())
+    kinds = ", ".join(f"{n} {kind}" for kind, n in report.failures.items())
+    return f"{kinds}; {report.known} known" if report.known else kinds
 
 
 def _print_counts(report: RunReport) -> None:
-    from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
+
+    table = _columns()
+
+    def row(name: str, value: str, about: str, style: str = "") -> None:
+        table.add_row(Text(name, style), Text(value, style), Text(about))
+
+    rate = f"{report.explained / report.seconds:.1f} images/s" if report.explained and report.seconds else ""
+    row("explained", str(report.done), rate, "green" if report.done else "")
+    row("failed", str(report.failed), one_line(_by_kind(report)), "bold red" if report.failed else "")
+    if report.redone:
+        row("in fp32", str(report.redone), "explained again, since 16 bits left their answers in doubt")
+    if report.kept:
+        row("kept", str(report.kept), "from an earlier run", "dim")
+    if report.skipped:
+        row("not reached", str(report.skipped), "the same command goes on from here", "yellow")
+    row("seconds", f"{report.seconds:.1f}", "")
+    terminal().print(table)
+
+
+def _print_unsure(unsure: Sequence[Doubt]) -> None:
+    from rich.text import Text
+
+    if not unsure:
+        return
+    say("worth a look, for the model was unsure:")
+    table = _columns()
+    for doubt in unsure:
+        table.add_row(Text(one_line(doubt.id)), f"{doubt.probability:.0%}", Text(visible(doubt.label)))
+    terminal().print(table)
+
+
+def _columns() -> Table:
+    """A name, a number on the right, and words that are broken between lines where there is no room."""
     from rich.table import Table
 
-    table = Table(show_header=False, box=None, pad_edge=False)
-    new = report.done + report.failed - report.kept
-    table.add_row("explained", str(report.done), f"{new / report.seconds:.1f} images/s" if report.seconds else "")
-    table.add_row("failed", str(report.failed), escape(_by_kind(report)))
-    if report.redone:
-        table.add_row("in fp32", str(report.redone), "explained again, since 16 bits left their answers in doubt")
-    if report.kept:
-        table.add_row("kept", str(report.kept), "from an earlier run")
-    if report.skipped:
-        table.add_row("not reached", str(report.skipped), "the same command goes on from here")
-    table.add_row("seconds", f"{report.seconds:.1f}", "")
-    Console(stderr=True).print(table)
-    say(f"{report.out}: overlays/, reports/, results.jsonl, run.json")
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(overflow="fold")
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
 
 
 def print_profile(profile: Mapping[str, float], whole: float) -> None:
     """Where the time of a run of `whole` seconds went."""
-    from rich.console import Console
     from rich.table import Table
 
     from camcli.pipeline.stopwatch import STEPS, bottleneck, start
@@ -119,5 +178,5 @@ def print_profile(profile: Mapping[str, float], whole: float) -> None:
     rows += [(step, seconds[step], what) for step, what in STEPS.items()]
     for step, value, what in rows:
         table.add_row(step, f"{value:.2f}", f"{value / max(whole, 1e-9):.0%}", what)
-    Console(stderr=True).print(table)
+    terminal().print(table)
     say(f"{bound} bounds the run (work is summed over threads; the waits are of the thread that connects them)")

@@ -30,6 +30,8 @@ _TRICKY_NUMBER = re.compile(r"[-+]?0[0-7_]+|.*:.*")
 _FILE_FIELDS = (("model", "weights"), ("model", "labels"), ("model", "path"))
 _NOT_FILES = ("pretrained", "none")
 
+Override = str | tuple[str, str]
+"""`field=value`, of --set or with the option that stands for it."""
 Place = tuple[str | int, ...]
 Marks = dict[Place, str]
 
@@ -48,17 +50,18 @@ class LoadedConfig:
         return self.origins.get(field, "default")
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> LoadedConfig:
+def load_config(path: Path | None, overrides: Sequence[Override] = ()) -> LoadedConfig:
     """The config of `path` with `field=value` overrides on top; raises ConfigError.
 
     Without a path it is that of the embedded model, unless the overrides choose a model: then all defaults.
     """
     marks: Marks = {}
-    if path is None and not any(override.startswith("model") for override in overrides):
+    named = [("--set", override) if isinstance(override, str) else override for override in overrides]
+    if path is None and not any(override.startswith("model") for _, override in named):
         path = DEFAULT_CONFIG
     values = _read_file(path, marks) if path else {}
-    for override in overrides:
-        _apply(override, values, marks)
+    for option, override in named:
+        _apply(option, override, values, marks)
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
@@ -123,8 +126,9 @@ def _beside(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _apply(override: str, values: dict[str, Any], marks: Marks) -> None:
+def _apply(option: str, override: str, values: dict[str, Any], marks: Marks) -> None:
     field, equals, text = override.partition("=")
+    origin = f"--set {field}" if option == "--set" else option
     place = tuple(field.split("."))
     if not equals or not all(place):
         raise ConfigError(f"--set {override}: write it as field=value, such as --set model.name=resnet18")
@@ -132,10 +136,10 @@ def _apply(override: str, values: dict[str, Any], marks: Marks) -> None:
         del marks[known]
     inner = values
     for depth, key in enumerate(place[:-1], start=1):
-        marks.setdefault(place[:depth], f"--set {field}")
+        marks.setdefault(place[:depth], origin)
         inner = _section(inner, key)
-    marks[place] = f"--set {field}"
-    inner[place[-1]] = _Reader(f"--set {field}", marks).read(text, place)
+    marks[place] = origin
+    inner[place[-1]] = _Reader(origin, marks).read(text, place)
 
 
 def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
@@ -186,7 +190,7 @@ class _Reader:
                 )
 
     def _at(self, mark: _Mark | None) -> str:
-        if mark is None or self.source.startswith("--set"):
+        if mark is None or self.source.startswith("--"):
             return self.source
         return f"{self.source}:{mark.line + 1}:{mark.column + 1}"
 
@@ -265,7 +269,7 @@ def _problem(detail: ErrorDetails, place: Place) -> str:
     name = ".".join(map(str, place)) or "config"
     if detail["type"] == "extra_forbidden":
         known = _fields_of(place[:-1])
-        hint = did_you_mean(str(place[-1]), known) or f" (known: {', '.join(known)})"
+        hint = _elsewhere(str(place[-1])) or did_you_mean(str(place[-1]), known) or f" (known: {', '.join(known)})"
         return f"{name}: unknown key{hint}"
     return f"{name}: {complaint(detail)}"
 
@@ -277,10 +281,22 @@ def complaint(detail: ErrorDetails) -> str:
     return f"{message[:1].lower() + message[1:]}{given}"
 
 
+def _elsewhere(name: str) -> str:
+    """Where else in a config a field of that name is, if anywhere."""
+    sections = [(), *((section,) for section in RunConfig.model_fields if _section_at((section,)) is not RunConfig)]
+    found = [".".join((*section, name)) for section in sections if name in _fields_of(section)]
+    return f", did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
 def _fields_of(place: Place) -> list[str]:
+    return [field.alias or name for name, field in _section_at(place).model_fields.items()]
+
+
+def _section_at(place: Place) -> type[BaseModel]:
+    """The section that `place` leads to, as far as it leads through sections."""
     section: type[BaseModel] = RunConfig
     for key in place:
         annotation = section.model_fields[str(key)].annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             section = annotation
-    return [field.alias or name for name, field in section.model_fields.items()]
+    return section

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -110,8 +110,10 @@ class ModelConfig(Section):
 
 
 def expand_model(short: str) -> dict[str, str]:
-    """`timm/resnet50.a1_in1k` as the section that it stands for."""
-    source, _, name = short.partition("/")
+    """`timm/resnet50.a1_in1k` as the section that it stands for; raises ValueError where no source is named."""
+    source, slash, name = short.partition("/")
+    if not slash and source not in get_args(Source):
+        raise ValueError(f"{short!r} names no library: write timm/{short} or torchvision/{short}")
     return {"source": source, "name": name or source}
 
 

@@ -12,7 +12,10 @@ from camcli.images.decode import Preprocess
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model that a source knows; input_size is [height, width] px, parameters None where it was not asked for."""
+    """One model that a source knows; input_size is [height, width] px, parameters None where it was not asked for.
+
+    tags: what its published weights are called, as in `resnet50.a1_in1k`.
+    """
 
     source: str
     name: str
@@ -20,6 +23,7 @@ class Entry:
     cached: bool
     input_size: tuple[int, int]
     parameters: int | None
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

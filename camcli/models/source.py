@@ -22,6 +22,7 @@ from camcli.models.loaded import Entry, LoadedModel
 from camcli.models.offline import no_network
 from camcli.models.output import described, pick
 from camcli.models.weights import recognise, sha256, short
+from camcli.registry import did_you_mean
 
 SOURCES = get_args(Source)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,13 +54,17 @@ class ModelSource(Protocol):
 
 
 def list_models(pattern: str | None) -> list[Entry]:
-    """The models whose `source/name` or name fits the glob `pattern`; parameters are counted only for a pattern."""
-    found = [
-        (source, name)
-        for source in SOURCES
-        for name in model_source(source).names()
-        if pattern is None or fnmatch(name, pattern) or fnmatch(f"{source}/{name}", pattern)
-    ]
+    """The models whose `source/name` or name fits the glob `pattern`, or has it in it where it is no glob.
+
+    Parameters are counted only for a pattern. Raises ConfigError where no model fits.
+    """
+    known = [(source, name) for source in SOURCES for name in model_source(source).names()]
+    exact = not pattern or set("*?[") & set(pattern) or tuple(pattern.split("/")) in known
+    glob = (pattern or "*") if exact else f"*{pattern}*"
+    found = [(source, name) for source, name in known if fnmatch(name, glob) or fnmatch(f"{source}/{name}", glob)]
+    if not found:
+        near = did_you_mean(str(pattern), {name for _, name in known})
+        raise ConfigError(f"no model fits {pattern!r}{near or '; `camcli models` lists all'}")
     return [model_source(source).entry(name, pattern is not None) for source, name in found]
 
 

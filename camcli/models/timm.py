@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from camcli.models import weights
 from camcli.models.checkpoint import Checkpoint, read_checkpoint
 from camcli.models.fit import CHECK, Built, build_with, fitted, unfit
 from camcli.models.loaded import Entry
-from camcli.registry import did_you_mean
+from camcli.models.names import unknown
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _CROPS: dict[str, Crop] = {"center": "center", "squash": "squash", "border": "pad"}
@@ -39,7 +39,18 @@ def entry(name: str, count_parameters: bool) -> Entry:
     _, height, width = cfg.input_size
     pretrained = bool(cfg.hf_hub_id or cfg.url)
     cached = pretrained and _cached(cfg) is not None
-    return Entry("timm", name, pretrained, cached, (height, width), _parameters(name) if count_parameters else None)
+    parameters = _parameters(name) if count_parameters else None
+    return Entry("timm", name, pretrained, cached, (height, width), parameters, _tags().get(name, ()))
+
+
+@cache
+def _tags() -> dict[str, tuple[str, ...]]:
+    """The names of published weights, by architecture."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in timm.list_pretrained():
+        arch, _, tag = name.partition(".")
+        found[arch] = (*found.get(arch, ()), *filter(None, [tag]))
+    return found
 
 
 def _parameters(name: str) -> int | None:
@@ -215,7 +226,7 @@ def _head(config: ModelConfig) -> dict[str, Any]:
 def _pretrained_cfg(name: str) -> Any:
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch):
-        raise ConfigError(f"unknown timm model {arch!r}{did_you_mean(arch, names())}")
+        raise unknown("timm", arch)
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError:

@@ -19,7 +19,7 @@ from camcli.models import weights
 from camcli.models.checkpoint import Checkpoint, read_checkpoint
 from camcli.models.fit import Built, build_with
 from camcli.models.loaded import Entry
-from camcli.registry import did_you_mean
+from camcli.models.names import unknown
 
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)(?=\.)")
@@ -37,7 +37,8 @@ def entry(name: str, count_parameters: bool) -> Entry:
         return Entry("torchvision", name, False, False, (224, 224), None)
     side = default.transforms().crop_size[0]
     cached = weights.hub_file(default.url).exists()
-    return Entry("torchvision", name, True, cached, (side, side), default.meta["num_params"])
+    tags = tuple(known.name for known in torchvision.models.get_model_weights(name))
+    return Entry("torchvision", name, True, cached, (side, side), default.meta["num_params"], tags)
 
 
 def check(config: ModelConfig) -> None:
@@ -117,7 +118,7 @@ def _entry(name: str) -> WeightsEnum | None:
     """The weights that `name` stands for: those of its tag, else the default ones."""
     arch, _, tag = name.partition(".")
     if arch not in names():
-        raise ConfigError(f"unknown torchvision model {arch!r}{did_you_mean(arch, names())}")
+        raise unknown("torchvision", arch)
     known = torchvision.models.get_model_weights(arch)
     if not tag:
         return known.DEFAULT if len(known) else None

@@ -98,10 +98,12 @@ def _report(job: Job, work: Plan, ledger: Ledger, precision: str) -> RunReport:
         skipped=0,
         seconds=0.0,
         out=str(job.out),
-        exit_code=1 if failed else 0,
+        exit_code=job.policy.tolerance.exit_code(kept, 0),
         failures=dict(sorted(failures.items())),
         kept=len(work.kept),
         without_evidence=counts.without_evidence(kept),
         redone=counts.redone(kept, precision),
         skipped_files=dict(job.skipped_files),
+        known=job.policy.tolerance.expected(kept),
+        mended=job.policy.tolerance.mended(kept),
     )

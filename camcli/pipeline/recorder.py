@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from camcli.pipeline.record import failure_record
 from camcli.records import Failure
@@ -16,13 +16,21 @@ class Recorder:
     """Adds a record for each outcome, and counts; failures beyond the first one too many are left to the next run.
 
     made_with: fingerprint and look that failures bear.
-    seen: ids of the images recorded so far. failures: how many of them failed, by kind. max_errors: how many may.
+    seen: ids of the images recorded so far. failures: how many of them failed, by kind, but for those whose failure is
+    `known`. max_errors: how many may.
     """
 
-    def __init__(self, folder: RunDir, made_with: tuple[str, str], max_errors: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: RunDir,
+        made_with: tuple[str, str],
+        max_errors: int | None = None,
+        known: Collection[str] = (),
+    ) -> None:
         self.folder = folder
         self.made_with = made_with
         self.max_errors = max_errors
+        self.known = known
         self.seen: set[str] = set()
         self.failures: Counter[str] = Counter()
 
@@ -42,7 +50,7 @@ class Recorder:
 
     def _append(self, outcome: Line | Failure) -> None:
         if isinstance(outcome, Failure):
-            self.failures[outcome.kind] += 1
+            self.failures[outcome.kind] += outcome.id not in self.known
             record = failure_record(outcome, *self.made_with)
             outcome = line_for(record, line_of_record(record))
         self.seen.add(outcome.entry.id)

@@ -55,7 +55,8 @@ def perform(
         ready = prepared or prepare(job.config, job.items, job.offline, _earlier(job, folder))
         ready.start_clock()
         settings = _settings(job, ready, started)
-        recorder = Recorder(folder, settings.made_with, job.policy.max_errors)
+        policy = job.policy
+        recorder = Recorder(folder, settings.made_with, policy.max_errors, policy.tolerance.known)
 
         def stopped() -> bool:
             return bool(interrupt and interrupt.exit_code) or recorder.too_many
@@ -124,14 +125,15 @@ def _planned(job: Job, folder: RunDir, settings: Manifest) -> Plan:
 def _summary(job: Job, work: Plan, recorder: Recorder, precision: str, seconds: float, interrupted: int) -> RunReport:
     recorded = [recorder.folder.ledger.entries[name] for name in (*work.kept, *recorder.seen)]
     failures = counts.failures(recorded)
-    records = recorder.folder.ledger.entries.values()
+    records, tolerance = recorder.folder.ledger.entries.values(), job.policy.tolerance
+    left_out = len(work.kept) + len(work.todo) - len(recorded)
     return RunReport(
         done=len(recorded) - failures.total(),
         failed=failures.total(),
-        skipped=len(work.kept) + len(work.todo) - len(recorded),
+        skipped=left_out,
         seconds=seconds,
         out=str(job.out),
-        exit_code=interrupted or (1 if failures else 0),
+        exit_code=interrupted or tolerance.exit_code(recorded, left_out),
         failures=dict(sorted(failures.items())),
         kept=len(work.kept),
         vanished=len(work.vanished),
@@ -139,6 +141,9 @@ def _summary(job: Job, work: Plan, recorder: Recorder, precision: str, seconds: 
         foreign=sum(entry.made_with != recorder.made_with for entry in records),
         without_evidence=counts.without_evidence(recorded),
         skipped_files=dict(job.skipped_files),
+        explained=sum(recorder.folder.ledger.entries[name].done for name in recorder.seen),
+        known=tolerance.expected(recorded),
+        mended=tolerance.mended(recorded),
     )
 
 

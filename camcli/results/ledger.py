@@ -21,7 +21,8 @@ class Entry:
     """One image's line: where it is in the file (bytes), and what resuming needs of it.
 
     files: size in bytes by path below the run folder. stage, kind, message: empty when the image was explained.
-    precision: in which it was, lack: what there is too little of to see; empty when it was not.
+    precision: in which it was, lack: what there is too little of to see; empty when it was not. likeliest: the
+    probability of its most probable class.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Entry:
     offset: int
     length: int
     lack: str = ""
+    likeliest: float = 1.0
 
     @property
     def made_with(self) -> tuple[str, str]:
@@ -162,6 +164,7 @@ def line_for(record: Record, text: bytes) -> Line:
         offset=0,
         length=len(text),
         lack=(explained.without_evidence or "") if explained else "",
+        likeliest=explained.predictions[0].probability if explained and explained.predictions else 1.0,
     )
     return Line(entry, text)
 
@@ -188,6 +191,7 @@ def entry_of(record: dict[str, Any], offset: int, length: int) -> Entry:
         offset,
         length,
         _text(record.get("without_evidence") or ""),
+        float(record["predictions"][0]["probability"]) if record.get("predictions") else 1.0,
     )
 
 

@@ -15,6 +15,7 @@ from camcli.results.fingerprint import differences
 from camcli.results.ledger import Entry, Ledger
 from camcli.results.manifest import Manifest
 from camcli.results.run import Run
+from camcli.results.tolerance import Tolerance
 
 Check = Literal["stat", "hash"]
 Verdict = Literal["done", "failed", "missing", "changed", "damaged"]
@@ -25,7 +26,7 @@ class Policy:
     """How to go about what is there.
 
     check: whether an input is the same by its size and time, or by its hash. max_errors: new failures after which the
-    run stops, None for no limit.
+    run stops, None for no limit. tolerance: which failures do not turn the exit code.
     """
 
     fresh: bool = False
@@ -33,6 +34,7 @@ class Policy:
     retry_failed: bool = False
     check: Check = "stat"
     max_errors: int | None = None
+    tolerance: Tolerance = Tolerance()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, slots=True)
