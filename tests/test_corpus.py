@@ -41,7 +41,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Corpus]:
 
 def run_corpus(camcli: Camcli, folder: Path, out: Path) -> tuple[Ended, dict[bytes, dict[str, Any]]]:
     """The command and its records by id."""
-    ended = camcli("run", folder, "--out", out, "-s", "targets=[0]", "-s", "layer=rectify", "-s", "overlay.format=png")
+    look = "overlay={format: png, size: original}"
+    ended = camcli("run", folder, "--out", out, "-s", "targets=[0]", "-s", "layer=rectify", "-s", look)
     records = map(json.loads, (out / "results.jsonl").read_text().splitlines())
     return ended, {os.fsencode(record["id"]): record for record in records}
 
@@ -156,7 +157,10 @@ def test_a_image_that_changes_while_it_is_read_is_a_failure(
 def test_a_format_too_small_for_a_image_is_a_failure_of_that_image(camcli: Camcli, tmp_path: Path) -> None:
     folder = images(tmp_path / "in", 2)
     (folder / "long.png").write_bytes(encoded(Image.new("RGB", (30_000, 2), "blue"), "PNG"))
-    assert camcli("run", folder, "--out", tmp_path / "out", *TINY, "-s", "overlay.format=webp").code == 1
+    assert (
+        camcli("run", folder, "--out", tmp_path / "out", *TINY, "-s", "overlay={format: webp, size: original}").code
+        == 1
+    )
     assert [(r["id"], r.get("stage")) for r in lines(tmp_path / "out")] == [
         ("00.jpg", None),
         ("01.png", None),

@@ -18,7 +18,7 @@ from PIL import Image
 from camcli.config.file import load_config
 from camcli.engine.precision import Choice
 from camcli.errors import ConfigError
-from camcli.images.decode import Preprocess, loading
+from camcli.images.decode import WHOLE, Preprocess, loading
 from camcli.images.memory import Budget, budget_size, cached_blocks
 from camcli.pipeline.limits import usable_cores, usable_memory
 from camcli.pipeline.workers import Task
@@ -94,11 +94,11 @@ def test_decoding_never_takes_more_than_is_counted(tmp_path: Path) -> None:
     save_all(tmp_path)
     too_much = {}
     for path in sorted(tmp_path.iterdir()):
-        with loading(path, PREPROCESS, True, Budget(1 << 40)) as image:
+        with loading(path, PREPROCESS, WHOLE, Budget(1 << 40)) as image:
             cost = image.cost
 
         def decode(path: Path = path) -> None:
-            with loading(path, PREPROCESS, True, Budget(1 << 40)):
+            with loading(path, PREPROCESS, WHOLE, Budget(1 << 40)):
                 pass
 
         taken = peak_of(decode)

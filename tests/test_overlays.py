@@ -19,7 +19,7 @@ from camcli.config.schema import OverlayConfig, RunConfig
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.methods import METHODS
 from camcli.engine.targets import Target
-from camcli.images.decode import LoadedImage, Preprocess, load_image
+from camcli.images.decode import WHOLE, LoadedImage, Preprocess, load_image
 from camcli.images.find import state_of
 from camcli.images.geometry import hot_box, peak
 from camcli.images.memory import Budget
@@ -194,6 +194,26 @@ def test_contours_of_a_map_without_slopes_are_none() -> None:
         assert paint(image, heat, OverlayConfig(style="contours")).tobytes() == image.image.tobytes()  # type: ignore[union-attr]
     thin = image_of(noise(40, 1), Box(0, 0, 40, 1))
     paint(thin, np.eye(4, dtype=np.float32), OverlayConfig(style="contours"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "size"), [(60, (60, 40)), (120, (120, 80)), (5000, (300, 200)), ("original", (300, 200)), (1, (1, 1))]
+)
+def test_overlays_are_no_larger_than_asked_and_the_heat_lies_where_it_did(
+    asked: Literal["original"] | int, size: tuple[int, int]
+) -> None:
+    image = image_of(noise(300, 200), Box(60, 30, 240, 180))
+    heat = np.zeros((6, 6), dtype=np.float32)
+    heat[1, 4] = 1
+    painted = paint(image, heat, OverlayConfig(style="blend", colormap="gray", alpha=1, size=asked))
+    assert painted.size == size
+    if asked in (60, 120):
+        scale, seen = 300 / size[0], np.asarray(painted)[..., 0].astype(float)
+        seen[: size[1] // 6] = seen[:, : size[0] // 5 + 1] = 0  # above and beside what the model saw is noise
+        seen[:, size[0] * 4 // 5 :] = 0
+        y, x = np.argwhere(seen[: size[1] * 9 // 10] > 0.7 * 255).mean(axis=0) + 0.5
+        assert abs(x * scale - (60 + 4.5 * 30)) <= scale
+        assert abs(y * scale - (30 + 1.5 * 25)) <= scale
 
 
 @pytest.mark.parametrize("size", ["original", "model"])
@@ -372,7 +392,7 @@ def test_a_turned_portrait_is_painted_upright(
     turned = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
     turned.save(tmp_path / "x.jpg", exif=exif, quality=95)
     preprocess = Preprocess((64, 64), (64, 64), (0, 0, 0), (1, 1, 1), "bilinear", "center")
-    image = load_image(tmp_path / "x.jpg", preprocess, whole=size == "original")
+    image = load_image(tmp_path / "x.jpg", preprocess, WHOLE if size == "original" else 0)
     assert (image.size, image.seen) == ((480, 720), Box(0, 120, 480, 600))
     engine = Engine(loaded(RedDetector(), preprocess), [LAYER], [METHODS.get("gradcam")])
     [answer] = engine.explain(torch.from_numpy(image.input)[None], lambda _: [Target(0)])

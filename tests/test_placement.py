@@ -53,7 +53,7 @@ def test_the_overlay_is_hot_on_the_marker_and_untouched_outside_the_box(tmp_path
     original.save(tmp_path / "x.png")
     image, heatmap = explained(tmp_path / "x.png", crop)
 
-    config = OverlayConfig(style="blend", format="png", colormap="gray", alpha=1.0)
+    config = OverlayConfig(style="blend", format="png", colormap="gray", alpha=1.0, size="original")
     (tmp_path / "o.png").write_bytes(overlay_bytes(image, heatmap.heat, config))
     painted = np.asarray(Image.open(tmp_path / "o.png")).astype(int)
     assert painted.shape == (size[1], size[0], 3)

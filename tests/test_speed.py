@@ -15,8 +15,10 @@ from PIL import Image
 from camcli.config.file import load_config
 from camcli.config.schema import InputConfig, OverlayConfig
 from camcli.images import geometry
-from camcli.images.decode import Preprocess, load_image
+from camcli.images.decode import WHOLE, Preprocess, load_image, pixels
 from camcli.images.find import discover
+from camcli.images.memory import Budget
+from camcli.images.read import Source
 from camcli.pipeline.job import Job
 from camcli.pipeline.prepare import prepare
 from camcli.pipeline.progress import Silent
@@ -47,24 +49,31 @@ def photograph(path: Path, width: int, height: int, turned: int = 1) -> Path:
 
 @pytest.mark.parametrize("crop", ["center", "squash", "pad"])
 @pytest.mark.parametrize("turned", [1, 3, 6])
-def test_a_reduced_image_gives_nearly_the_same_input(tmp_path: Path, crop: str, turned: int) -> None:
+def test_the_input_does_not_depend_on_the_pixels_that_are_kept(tmp_path: Path, crop: str, turned: int) -> None:
     preprocess = PREPROCESS.override(InputConfig.model_validate({"crop": crop}))
     path = photograph(tmp_path / "x.jpg", 1600, 1200, turned)
-    whole, reduced = load_image(path, preprocess), load_image(path, preprocess, whole=False)
-    assert reduced.image is None
-    assert (reduced.size, reduced.seen) == (whole.size, whole.seen)
+    whole, none, some = (load_image(path, preprocess, keep) for keep in (WHOLE, 0, 640))
     assert whole.size == ((1200, 1600) if turned == 6 else (1600, 1200))
-    difference = np.abs(whole.input.astype(int) - reduced.input.astype(int))
-    assert 0 < difference.max() <= 6
-    assert difference.mean() < 0.8
+    sizes = [image.image and image.image.size for image in (whole, none, some)]
+    assert sizes == [whole.size, None, (480, 640) if turned == 6 else (640, 480)]
+    assert (whole.bytes, some.bytes, none.bytes) == (4 * 1600 * 1200, 4 * 640 * 480, 0)
+    for other in (none, some):
+        assert np.array_equal(other.input, whole.input)
+        assert (other.size, other.seen) == (whole.size, whole.seen)
 
 
-@pytest.mark.parametrize("size", [(1601, 1200), (1600, 1203), (140, 130)], ids=str)
-def test_a_image_that_does_not_divide_or_is_small_is_decoded_whole(tmp_path: Path, size: tuple[int, int]) -> None:
-    path = photograph(tmp_path / "x.jpg", *size)
-    whole, reduced = load_image(path, PREPROCESS), load_image(path, PREPROCESS, whole=False)
-    assert np.array_equal(whole.input, reduced.input)
-    assert whole.seen == reduced.seen
+@pytest.mark.parametrize("size", [(1600, 1200), (1601, 1200), (640, 480), (200, 130)], ids=str)
+@pytest.mark.parametrize("turned", [1, 6])
+def test_pixels_to_paint_on_come_from_a_fraction_of_the_image(
+    tmp_path: Path, size: tuple[int, int], turned: int
+) -> None:
+    path = photograph(tmp_path / "x.jpg", *size, turned)
+    kept = load_image(path, PREPROCESS, 640)
+    with pixels(Source(path), 640, Budget(1 << 30)) as (image, found):
+        assert (found, kept.image and kept.image.size) == (kept.size, image.size)
+        difference = np.abs(np.asarray(kept.image).astype(int) - np.asarray(image).astype(int))
+    assert (difference.max() > 0) == (size == (1600, 1200))
+    assert difference.mean() < 2
 
 
 def test_overlays_of_the_model_s_size_need_no_whole_image(
@@ -91,8 +100,8 @@ def test_strips_give_the_whole(heat_size: tuple[int, int], monkeypatch: pytest.M
     heat, seen = rng.random(heat_size).astype(np.float32), Box(-20.5, 13.2, 310.7, 420.9)
     image = Image.fromarray(rng.integers(0, 256, (400, 300, 3), dtype=np.uint8))
     painted = []
-    for pixels in (1, 5_000, 10**9):
-        monkeypatch.setattr(styles, "STRIP_PIXELS", pixels)
+    for most in (1, 5_000, 10**9):
+        monkeypatch.setattr(styles, "STRIP_PIXELS", most)
         copy = image.copy()
         for style in styles.STYLES:
             copy = styles.STYLES[style](copy, styles.Layer(heat, False, seen, "turbo", 0.4))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from camcli.errors import ItemError
-from camcli.images.decode import Preprocess, loading
+from camcli.images.decode import WHOLE, Preprocess, loading
 from camcli.images.memory import Budget
 from camcli.images.read import Source
 from camcli.pipeline.flow import until
@@ -188,13 +188,13 @@ def test_what_is_known_of_a_file_that_cannot_be_decoded_stays_known(tmp_path: Pa
     os.mkfifo(tmp_path / "pipe.jpg")
     for name, digest in (("empty", b""), ("text", b"no image"), ("pipe", None)):
         source = Source(tmp_path / f"{name}.jpg")
-        with pytest.raises(ItemError), loading(source, PREPROCESS, True, Budget(1 << 30)):
+        with pytest.raises(ItemError), loading(source, PREPROCESS, WHOLE, Budget(1 << 30)):
             pass
         assert source.state is not None
         assert source.state.sha256 == (None if digest is None else hashlib.sha256(digest).hexdigest())
         assert source.state.mtime_ns == source.path.stat().st_mtime_ns
     gone = Source(tmp_path / "gone.jpg")
-    with pytest.raises(ItemError), loading(gone, PREPROCESS, True, Budget(1 << 30)):
+    with pytest.raises(ItemError), loading(gone, PREPROCESS, WHOLE, Budget(1 << 30)):
         pass
     assert gone.state is None
 

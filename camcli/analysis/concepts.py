@@ -21,7 +21,7 @@ from camcli.engine.engine import Engine
 from camcli.engine.methods import LayerView
 from camcli.engine.methods.factors import DFF, concepts_of, weights_of
 from camcli.errors import ItemError, NoInputsError
-from camcli.images.decode import LoadedImage, decode, loading
+from camcli.images.decode import LoadedImage, decode, loading, shrunk
 from camcli.images.find import Item
 from camcli.images.libtiff import quiet_decoders
 from camcli.images.memory import Budget, budget_size, cached_blocks
@@ -30,7 +30,7 @@ from camcli.pipeline.limits import usable_memory
 from camcli.pipeline.prepare import cores, device, resolve_layers
 from camcli.records import Precision
 from camcli.render.concepts import colours, concept_overlay
-from camcli.render.overlay import encode
+from camcli.render.overlay import encode, longest
 from camcli.results.claim import CONCEPTS
 from camcli.results.rundir import RunDir
 from camcli.results.storage import fitted
@@ -193,9 +193,10 @@ class _Factors:
         look = self.config.overlay
         each = PAINTING_BYTES + 2 * len(heat)
         with self.budget.room(image.cost + each * image.size[0] * image.size[1]):
-            whole = replace(image, image=decode(item.path)) if look.size == "original" else image
-            if whole.image and whole.image.size != image.size:
+            own = decode(item.path) if longest(look) else None
+            if own and own.size != image.size:
                 raise ItemError("read", "Changed", f"{item.path}: changed while it was being read")
+            whole = replace(image, image=shrunk(own, longest(look))) if own else image
             return encode(concept_overlay(whole, heat, legend, look), look)
 
     def _summary(self, images: list[dict[str, Any]], failures: list[dict[str, str]], status: str) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from pydantic import (
     StrictInt,
     StrictStr,
     TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_serializer,
     model_validator,
@@ -195,12 +197,22 @@ class OverlayConfig(Section):
     colormap: str = Field("inferno", description="Any matplotlib colour map.")
     signed_colormap: str = Field("RdBu_r", description="For signed maps: a diverging matplotlib colour map.")
     grid: Switch = Field(False, description="Also one image for each target that shows all methods side by side.")
-    size: Literal["original", "model"] = Field(
-        "original", description="original: the image as it is; model: the crop that the model saw."
+    size: Literal["original", "model"] | Positive = Field(
+        1280,
+        description="Pixels of the longest side, where the image has more; original: the image as it is; model: the "
+        "crop that the model saw.",
     )
     scale: Literal["image", "run"] = Field(
         "image", description="image: every map uses the full colour range; run: one range for all images."
     )
+
+    @field_validator("size", mode="wrap")
+    @classmethod
+    def _size(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError("write original, model, or how many pixels the longest side may have") from None
 
     @field_validator("colormap", "signed_colormap")
     @classmethod

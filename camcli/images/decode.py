@@ -28,6 +28,10 @@ _FILTERS = {
 }
 # Pillow first shrinks by whole factors to this multiple of the size: four times as fast, at most 3 grey levels apart.
 REDUCING_GAP = 2.5
+# The same for the pixels that are painted on, which nothing but eyes will judge.
+SHRINKING_GAP = 1.5
+# Keeps an image as it is, however large.
+WHOLE = 1 << 31
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -86,8 +90,9 @@ class Preprocess:
 class LoadedImage:
     """An image as the model sees it: input, uint8 [H,W,3], covers the box `seen` of it.
 
-    image: RGB, EXIF orientation applied; None where its own pixels are not wanted or were left behind.
-    size: (width, height) in pixels. cost: bytes that decoding it takes at its peak, those of `image` included.
+    image: RGB, EXIF orientation applied, perhaps made smaller; None where its own pixels are not wanted or were left
+        behind.
+    size: (width, height) in pixels before that. cost: bytes that decoding takes at its peak, `image` included.
     """
 
     image: Image.Image | None
@@ -99,36 +104,59 @@ class LoadedImage:
     @property
     def bytes(self) -> int:
         """How much memory its own pixels take."""
-        return RGB_BYTES * self.size[0] * self.size[1] if self.image else 0
+        return RGB_BYTES * self.image.width * self.image.height if self.image else 0
 
 
-def load_image(path: Path, preprocess: Preprocess, whole: bool = True, budget: Budget = _NO_LIMIT) -> LoadedImage:
+def load_image(path: Path, preprocess: Preprocess, keep: int = WHOLE, budget: Budget = _NO_LIMIT) -> LoadedImage:
     """The image as `loading` gives it."""
-    with loading(path, preprocess, whole, budget) as image:
+    with loading(path, preprocess, keep, budget) as image:
         return image
 
 
 @contextmanager
 def loading(
-    source: Source | Path, preprocess: Preprocess, whole: bool, budget: Budget, more: int = 0
+    source: Source | Path, preprocess: Preprocess, keep: int, budget: Budget, more: int = 0
 ) -> Iterator[LoadedImage]:
     """Decode a file and cut the model's input from it; raises ItemError with stage read or decode.
 
-    whole: keep the image's own pixels. Without, a JPEG is decoded at a half, a quarter or an eighth of its size
-    where that is still twice what the model needs, which changes its input by at most 4 grey levels.
+    keep: the image's own pixels are kept, and made smaller where the longest side has more of them; 0: none are kept.
+    The input is always cut from the image in full, so it does not depend on what is kept.
     budget: counts it, and `more` bytes, as in work for as long as `with` lasts.
     """
     source = Source(source) if isinstance(source, Path) else source
     with ExitStack() as stack:
-        image, shrunk, cost = _decoded(source, None if whole else preprocess, budget, stack, more)
+        image, size, cost = _decoded(source, keep, budget, stack, more)
         try:
-            array, seen = model_input(image, preprocess, shrunk)
+            array, seen = model_input(image, preprocess)
+            kept = shrunk(image, keep) if keep else None
         except (MemoryError, ValueError) as error:
             raise ItemError("decode", type(error).__name__, f"{source.path}: cannot be resized: {error}") from None
-        size = image.width * shrunk, image.height * shrunk
-        loaded = LoadedImage(image if whole else None, size, array, seen, cost)
         del image
-        yield loaded
+        yield LoadedImage(kept, size, array, seen, cost)
+
+
+@contextmanager
+def pixels(source: Source, keep: int, budget: Budget, more: int = 0) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
+    """An image's own pixels alone, as `loading` keeps them, and its size; raises ItemError as that does.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size where that is enough.
+    """
+    with ExitStack() as stack:
+        image, size, _ = _decoded(source, keep, budget, stack, more, draft=True)
+        yield shrunk(image, keep), size
+
+
+def shrunk(image: Image.Image, longest: int) -> Image.Image:
+    """The image, or a smaller one whose longest side has `longest` pixels."""
+    if max(image.size) <= longest:
+        return image
+    return image.resize(shrunk_size(image.size, longest), Image.Resampling.BICUBIC, reducing_gap=SHRINKING_GAP)
+
+
+def shrunk_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """What an image of `size` becomes so that its longest side has at most `longest` pixels."""
+    part = min(1.0, longest / max(size))
+    return max(1, round(size[0] * part)), max(1, round(size[1] * part))
 
 
 def prepare_image(source: Path | Image.Image, preprocess: Preprocess) -> LoadedImage:
@@ -146,23 +174,25 @@ def decode(path: Path) -> Image.Image:
     what classifiers were trained on.
     """
     with ExitStack() as stack:
-        return _decoded(Source(path), None, _NO_LIMIT, stack)[0]
+        return _decoded(Source(path), WHOLE, _NO_LIMIT, stack)[0]
 
 
 def _decoded(
-    source: Source, preprocess: Preprocess | None, budget: Budget, stack: ExitStack, more: int = 0
-) -> tuple[Image.Image, int, int]:
-    """The image, by how much it is smaller than in the file (1 without `preprocess`), and the bytes that it took.
+    source: Source, keep: int, budget: Budget, stack: ExitStack, more: int = 0, draft: bool = False
+) -> tuple[Image.Image, tuple[int, int], int]:
+    """The image, its size in the file, upright, and the bytes that it took, with those of making it smaller.
 
-    These are counted in `budget` until `stack` ends.
+    These are counted in `budget` until `stack` ends. draft: it may be a smaller one, with at least `keep` pixels along
+    its longest side.
     """
     path = source.path
     try:
         with source.opened(budget) as file, _open(file) as image:
-            shrunk = _draft(image, preprocess) if preprocess else 1
-            cost = _cost(image)
+            factor = _draft(image, keep) if draft else 1
+            cost = _cost(image) + _shrinking_cost(image.size, keep)
             stack.enter_context(budget.room(cost + more))
-            return _to_rgb(_upright(image)), shrunk, cost
+            found = _to_rgb(_upright(image))
+            return found, (found.width * factor, found.height * factor), cost
     except ItemError:
         raise
     except UnidentifiedImageError as error:
@@ -185,15 +215,21 @@ def _cost(image: Image.Image) -> int:
     return each * image.width * image.height
 
 
-def _draft(image: Image.Image, preprocess: Preprocess) -> int:
+def _shrinking_cost(size: tuple[int, int], keep: int) -> int:
+    """Bytes that the smaller image takes, and the one on the way to it."""
+    if not 0 < keep < max(size):
+        return 0
+    width, height = shrunk_size(size, keep)
+    return round((1 + (2 * SHRINKING_GAP) ** 2) * RGB_BYTES * width * height)
+
+
+def _draft(image: Image.Image, least: int) -> int:
     """Have a JPEG decoded smaller, by a factor that divides its size; returns the factor."""
     width, height = image.size
-    upright, turned = full_size(width, height, preprocess), full_size(height, width, preprocess)
-    least = 2 * max(upright[0], turned[1]), 2 * max(upright[1], turned[0])
     for factor in (8, 4, 2):
         small = width // factor, height // factor
         divides = small[0] * factor == width and small[1] * factor == height
-        if divides and small[0] >= least[0] and small[1] >= least[1]:
+        if divides and max(small) >= least:
             image.draft(None, small)
             break
     return width // image.width
@@ -246,20 +282,19 @@ def _scaled_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
-def model_input(image: Image.Image, preprocess: Preprocess, shrunk: int = 1) -> tuple[NDArray[np.uint8], Box]:
+def model_input(image: Image.Image, preprocess: Preprocess) -> tuple[NDArray[np.uint8], Box]:
     """The model's input, uint8 [H,W,3], and the box of the image that it covers.
 
     The image is resized to `full`, and the input is the window of the input's size in its middle; a window
-    larger than the resized image is filled with the mean colour. image: the image, `shrunk` times smaller.
+    larger than the resized image is filled with the mean colour.
     """
     h, w = preprocess.size
-    width, height = image.width * shrunk, image.height * shrunk
+    width, height = image.size
     full_w, full_h = full_size(width, height, preprocess)
     left, top = round((full_w - w) / 2), round((full_h - h) / 2)
     per_x, per_y = width / full_w, height / full_h
     inner = (max(left, 0), max(top, 0), min(left + w, full_w), min(top + h, full_h))
-    scale_x, scale_y = per_x / shrunk, per_y / shrunk
-    region = (inner[0] * scale_x, inner[1] * scale_y, inner[2] * scale_x, inner[3] * scale_y)
+    region = (inner[0] * per_x, inner[1] * per_y, inner[2] * per_x, inner[3] * per_y)
     size = (inner[2] - inner[0], inner[3] - inner[1])
     pixels = np.array(image.resize(size, _FILTERS[preprocess.interpolation], region, REDUCING_GAP))
     if size != (w, h):

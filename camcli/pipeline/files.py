@@ -42,7 +42,7 @@ class Files:
         try:
             with (
                 self.stopwatch.timing("decode"),
-                loading(source, painter.preprocess, painter.whole, self.budget) as image,
+                loading(source, painter.preprocess, painter.keep, self.budget) as image,
             ):
                 if not painter.one_range and self.budget.keep(image.bytes):
                     self._kept[item.id] = image
@@ -85,7 +85,7 @@ class Files:
     def _again(self, result: ImageResult) -> Iterator[LoadedImage]:
         painter = self.painter
         source = Source(Path(result.source))
-        with loading(source, painter.preprocess, painter.whole, self.budget, painter.cost(result)) as image:
+        with loading(source, painter.preprocess, painter.keep, self.budget, painter.cost(result)) as image:
             if (image.size, source.state) != (result.size, result.file):
                 raise ItemError("read", "Changed", f"{source.path}: changed while it was being read")
             yield image

@@ -9,14 +9,14 @@ from PIL import Image
 
 from camcli.config.schema import RunConfig
 from camcli.engine.engine import Engine
-from camcli.images.decode import RGB_BYTES, LoadedImage
+from camcli.images.decode import RGB_BYTES, LoadedImage, shrunk_size
 from camcli.images.geometry import Heat
 from camcli.pipeline.record import image_record
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Heatmap, ImageResult
 from camcli.render import maps
 from camcli.render.grid import grid, grid_names
-from camcli.render.overlay import encode, overlay_name, paint
+from camcli.render.overlay import encode, longest, overlay_name, paint
 from camcli.results import report
 from camcli.results.fingerprint import SHORT, look_of
 from camcli.results.ledger import Line, line_for
@@ -31,7 +31,8 @@ _ENCODER_BYTES = {"jpg": 2, "png": 4, "webp": 16}
 class Painter:
     """Writes each result's files and makes its record.
 
-    whole: it needs the images' own pixels for that. one_range: it needs the range of all maps of the run.
+    keep: how many of the images' own pixels it needs along their longest side. one_range: it needs the range of all
+        maps of the run.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Painter:
         self.look = look_of(config.overlay.model_dump(mode="json"))[:SHORT]
         model = engine.model
         self.preprocess = model.preprocess
-        self.whole = config.overlay.size == "original"
+        self.keep = longest(config.overlay)
         self.one_range = config.overlay.scale == "run"
         self.stopwatch = stopwatch
         self.model = report.ModelRecord(source=model.source, name=model.name, weights_sha256=model.weights_sha256)
@@ -66,13 +67,12 @@ class Painter:
         return line_for(record, line)
 
     def cost(self, result: ImageResult) -> int:
-        """Bytes that painting an image of its own size takes beside it: copies of it, and the encoded files."""
-        if not self.whole:
-            return 0
+        """Bytes that painting takes beside the image that is painted on: copies of it, and the encoded files."""
+        width, height = shrunk_size(result.size, self.keep)
         look, overlays = self.config.overlay, len(result.heatmaps)
         copies = overlays if look.grid else min(overlays - 1, 1)
         each = RGB_BYTES * max(copies, 0) + _ENCODED_BYTES[look.format] * overlays + _ENCODER_BYTES[look.format]
-        return each * result.size[0] * result.size[1]
+        return each * width * height if self.keep else 0
 
     def _painted(
         self, result: ImageResult, loaded: LoadedImage, tops: Mapping[str, float]

@@ -133,7 +133,7 @@ def _some_inputs(items: Sequence[Item], preprocess: Preprocess) -> Tensor:
         if len(found) == PROBED:
             break
         try:
-            found.append(load_image(item.path, preprocess, whole=False).input)
+            found.append(load_image(item.path, preprocess, keep=0).input)
         except ItemError:
             continue  # the run itself records why
     return torch.from_numpy(np.stack(found)) if found else torch.empty(0)

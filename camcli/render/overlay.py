@@ -10,7 +10,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from camcli.config.schema import OverlayConfig
-from camcli.images.decode import LoadedImage
+from camcli.images.decode import WHOLE, LoadedImage, shrunk
 from camcli.images.geometry import Heat
 from camcli.records import Box, Heatmap, ImageResult, Prediction
 from camcli.render.styles import STYLES, layer_of
@@ -45,7 +45,7 @@ def overlay_bytes(image: LoadedImage, heat: Heat, config: OverlayConfig) -> byte
 def paint(
     loaded: LoadedImage, heat: Heat, config: OverlayConfig, signed: bool = False, last: bool = False
 ) -> Image.Image:
-    """The overlay of `heat` [h,w], on the original image or on the crop that the model saw; untouched without heat.
+    """`heat` [h,w] on the image, perhaps made smaller, or on what the model saw, which is untouched without heat.
 
     last: the image's own pixels are not needed any more, so they are painted on; otherwise on a copy.
     """
@@ -59,11 +59,18 @@ def paint(
 
 def canvas(loaded: LoadedImage, config: OverlayConfig) -> tuple[Image.Image, Box]:
     """What is painted on, and the box of it that the model saw."""
-    if config.size == "original":
-        assert loaded.image is not None, "an overlay of the original size needs the image's own pixels"
-        return loaded.image, loaded.seen
-    image = Image.fromarray(loaded.input)
-    return image, Box(0, 0, image.width, image.height)
+    if config.size == "model":
+        image = Image.fromarray(loaded.input)
+        return image, Box(0, 0, image.width, image.height)
+    assert loaded.image is not None, "an overlay of this size needs the image's own pixels"
+    image, seen = shrunk(loaded.image, longest(config)), loaded.seen
+    across, down = image.width / loaded.size[0], image.height / loaded.size[1]
+    return image, Box(seen.x0 * across, seen.y0 * down, seen.x1 * across, seen.y1 * down)
+
+
+def longest(config: OverlayConfig) -> int:
+    """How many of an image's own pixels overlays need along its longest side."""
+    return config.size if isinstance(config.size, int) else WHOLE if config.size == "original" else 0
 
 
 def encode(image: Image.Image, config: OverlayConfig) -> bytes:
