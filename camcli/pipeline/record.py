@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -79,7 +78,8 @@ def shortest(value: float) -> float:
 
 
 def _short(prediction: Prediction) -> Prediction:
-    return replace(prediction, probability=shortest(prediction.probability), logit=shortest(prediction.logit))
+    probability, logit = shortest(prediction.probability), shortest(prediction.logit)
+    return Prediction(prediction.index, prediction.label, probability, logit)
 
 
 def _heatmap(heatmap: Heatmap, overlay: str, result: ImageResult) -> HeatmapRecord:
