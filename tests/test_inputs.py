@@ -12,6 +12,7 @@ import pytest
 
 from camcli.errors import ConfigError, NoInputsError
 from camcli.images.find import discover, roots_of
+from tests.conftest import save_image
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -24,6 +25,13 @@ def touch(folder: Path, *names: str) -> None:
 def ids(*names: object, **options: object) -> list[str]:
     """The ids that `discover` finds."""
     return [item.id for item in discover([str(name) for name in names], **options)]  # type: ignore[arg-type]
+
+
+def test_a_folder_of_concepts_is_no_source_of_images(tmp_path: Path) -> None:
+    for name in ("in/a.jpg", "in/out/overlays/a.jpg.dff.jpg", "in/out/mine.jpg"):
+        save_image(tmp_path / name, 9, 9)
+    (tmp_path / "in" / "out" / "concepts.json").touch()
+    assert [item.id for item in discover([str(tmp_path / "in")])] == ["a.jpg", "out/mine.jpg"]
 
 
 def test_a_folder_is_searched_in_order_without_hidden_entries(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from camcli.pipeline import prepare
 from camcli.pipeline import run as pipeline
 from camcli.pipeline.job import Job, settled
 from camcli.results import versions
+from camcli.results.fingerprint import differences
+from camcli.results.ledger import read_ledger
 from camcli.results.manifest import NOTHING, libraries, running
 from camcli.results.merge import merge
 from camcli.results.resume import plan
@@ -95,6 +98,22 @@ def test_dirty_records_are_tidied_even_if_nothing_is_to_do(camcli: Camcli, done:
     (out / "results.jsonl").write_bytes(dirty)
     assert camcli("run", folder, "--out", out, *SMALL).code == 0
     assert contents(out) == whole
+
+
+def test_a_ledger_counts_whole_lines_whatever_stands_before_and_after_them(tmp_path: Path) -> None:
+    line, torn = json.dumps(RECORD).encode() + b"\n", b'{"id": "04'
+    (tmp_path / "r.jsonl").write_bytes(b"\xef\xbb\xbf" + line + torn)
+    found = read_ledger(tmp_path / "r.jsonl")
+    assert (list(found.entries), found.size, found.clean, found.strange) == ([RECORD["id"]], 3 + len(line), False, "")
+    (tmp_path / "r.jsonl").write_bytes(line)
+    assert read_ledger(tmp_path / "r.jsonl").clean
+
+
+def test_settings_that_are_nested_too_deeply_are_only_known_to_differ() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(5 * sys.getrecursionlimit()):
+        deep = {"a": deep}
+    assert differences({"deep": deep}, {"deep": 2}) == []
 
 
 def test_records_of_another_hand_are_written_as_camcli_writes_them(camcli: Camcli, done: tuple[Path, Path]) -> None:

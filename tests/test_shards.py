@@ -47,6 +47,19 @@ def test_the_parts_together_equal_one_run(camcli: Camcli, folder: Path, tmp_path
     assert camcli("merge", out, "--json").code == 1
 
 
+def test_parts_whose_records_are_of_other_images_are_not_joined(camcli: Camcli, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for part in ("1/2", "2/2"):
+        camcli("run", folder, "--out", out, *SMALL, "--shard", part)
+    file = out / "results-2-of-2.jsonl"
+    text = file.read_text()
+    name = json.loads(text.splitlines()[0])["id"]
+    file.write_text(text.replace(f'"id": "{name}"', '"id": "another.jpg"'))
+    ended = camcli("merge", out)
+    assert (ended.code, "do not cover each image once" in ended.err) == (1, True)
+    assert not (out / "results.jsonl").exists()
+
+
 def test_missing_and_unfinished_parts_are_named(camcli: Camcli, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert camcli("run", folder, "--out", out, *SMALL, "--shard", "2/3").code in (0, 1)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 SHORT = 16
-DEEPEST = 20
 _SPEED_ONLY = {"runtime": ("device", "batch_size", "threads", "compile", "memory"), "options": ("chunk",)}
 _RESOLVED = {"model": ("weights", "labels", "weights_sha256", "path")}
 _LOOKS = "overlay"
@@ -66,10 +65,16 @@ def look_of(overlay: Mapping[str, Any]) -> str:
 
 
 def differences(old: Identity, new: Identity) -> list[str]:
-    """`overlay.alpha: 0.5 -> 0.7` for each field that differs, in order of the fields' names."""
-    before, after = dict(_flat(old, "")), dict(_flat(new, ""))
-    changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
-    return [f"{key}: {_shown(before.get(key))} -> {_shown(after.get(key))}" for key in changed]
+    """`overlay.alpha: 0.5 -> 0.7` for each field that differs, in order of the fields' names.
+
+    Nothing where one was nested by somebody's hand more deeply than Python can follow.
+    """
+    try:
+        before, after = dict(_flat(old, "")), dict(_flat(new, ""))
+        changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+        return [f"{key}: {_shown(before.get(key))} -> {_shown(after.get(key))}" for key in changed]
+    except RecursionError:
+        return []
 
 
 def _request(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,10 +98,10 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _flat(value: Any, prefix: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value and depth < DEEPEST:
+def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else key, depth + 1)
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, value
 
