@@ -70,7 +70,8 @@ class _Line(Generic[T, R]):
         self._work, self._most, self._timing = work, most, timing
         self._things = iter(things)
         self._taking = Lock()
-        self._change = Condition()
+        lock = Lock()
+        self._room, self._ready = Condition(lock), Condition(lock)
         self._results: deque[_Result[R]] = deque()
         self._begun = 0
         self._ended = False
@@ -83,14 +84,15 @@ class _Line(Generic[T, R]):
             with self._timing("work"):
                 result.come_of(self._work, thing)
             del thing
-            with self._change:
+            with self._ready:
                 result.done = True
-                self._change.notify_all()
+                if result is self._results[0]:
+                    self._ready.notify()
             del result
 
     def _has_room(self) -> bool:
-        with self._timing("room"), self._change:
-            self._change.wait_for(lambda: self._ended or self._begun < self._most())
+        with self._timing("room"), self._room:
+            self._room.wait_for(lambda: self._ended or self._begun < self._most())
             self._begun += 1
             return not self._ended
 
@@ -109,20 +111,20 @@ class _Line(Generic[T, R]):
                 self._results.append(result)
                 self.end()
                 return None
-            with self._change:
+            with self._ready:
                 self._results.append(result)
             return result, thing
 
     def oldest(self) -> _Result[R] | None:
         """The next result once it is done, None after the last."""
-        with self._change:
+        with self._ready:
             if not self._is_ready():
                 with self._timing("rest") if self._ended else nullcontext():
-                    self._change.wait_for(self._is_ready)
+                    self._ready.wait_for(self._is_ready)
             if not self._results:
                 return None
             self._begun -= 1
-            self._change.notify_all()
+            self._room.notify()
             return self._results.popleft()
 
     def _is_ready(self) -> bool:
@@ -130,6 +132,7 @@ class _Line(Generic[T, R]):
 
     def end(self) -> None:
         """Begin nothing more."""
-        with self._change:
+        with self._ready:
             self._ended = True
-            self._change.notify_all()
+            self._room.notify_all()
+            self._ready.notify_all()
