@@ -3,6 +3,7 @@
     python -m tests.benchmarks.throughput                       engine and end to end, all models, on the CPU
     python -m tests.benchmarks.throughput --device cuda         the same on a GPU
     python -m tests.benchmarks.throughput --models resnet50 --parts engine --json figures.json
+    python -m tests.benchmarks.throughput --parts files         the pipeline around an engine that answers at once
     python -m tests.benchmarks.throughput --parts memory        peak memory after 1,000 and 10,000 images
 
 The peers (`grad-cam`, `torchcam`, `captum`) come with the extra `bench`; one that is not installed is left out.
@@ -50,6 +51,8 @@ from camcli.images.memory import keep_freed_memory
 from camcli.pipeline.job import Job
 from camcli.pipeline.prepare import prepare
 from camcli.pipeline.run import perform
+from tests.benchmarks.simulated_device import SIZES as IMAGES
+from tests.benchmarks.simulated_device import file_work, pipeline
 
 MODELS = {
     "resnet50": "resnet50",
@@ -57,7 +60,6 @@ MODELS = {
     "convnext_tiny": "convnext_tiny",
     "vit_b_16": "vit_base_patch16_224",
 }
-IMAGES = {"500x375": (500, 375), "4000x3000": (4000, 3000)}
 LOOP = 8
 
 Work = Callable[[], object]
@@ -367,6 +369,23 @@ def end_to_end_ratios(part: str, name: str, seconds: Mapping[str, float]) -> lis
     return [*found, Ratio(part, name, "timm predicts / camcli bf16", value, "> 1")]
 
 
+def files_rows(size: str, images: int, batch: int, rounds: int) -> list[Row]:
+    """The pipeline around an engine that answers at once, and the file work that it cannot do without."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = write_images(folder, IMAGES[size], images)
+        config = config_of("mobilenetv3_large", "fp32", batch, "cpu")
+        preprocess = prepare(config, (), batch_size=1).model.preprocess
+        needed = file_work(config, preprocess, paths, folder, os.cpu_count() or 1)
+        works = {"file work": (needed, images), "camcli": (pipeline(config, paths, folder), images)}
+        return [Row(f"files {size}", "none", what, s) for what, s in medians(works, rounds).items()]
+
+
+def files_ratios(part: str, seconds: Mapping[str, float]) -> list[Ratio]:
+    """Against decode, resize, paint, encode and write in processes that share nothing, on all cores."""
+    return [Ratio(part, "none", "camcli / file work", seconds["camcli"] / seconds["file work"], "<= 1.15")]
+
+
 def resident_mib(images: int) -> float:
     """Peak resident memory, in MiB, of a run of the demo model over `images` images in a process of its own."""
     code = (
@@ -423,7 +442,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--parts", nargs="+", choices=["engine", *IMAGES, "memory"], default=["engine", *IMAGES])
+    parser.add_argument(
+        "--parts", nargs="+", choices=["engine", *IMAGES, "files", "memory"], default=["engine", *IMAGES, "files"]
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, help="images per forward pass; 8 on a CPU, 64 on a GPU")
     parser.add_argument("--images", type=int, default=64)
@@ -440,7 +461,12 @@ def main() -> None:
                 rows += engine_rows(name, batch, args.device, args.rounds)
             elif part in IMAGES:
                 rows += end_to_end_rows(name, part, args.images, batch, args.device, args.rounds)
+    for size in IMAGES if "files" in args.parts else ():
+        rows += files_rows(size, args.images, batch, args.rounds)
     for (part, name), seconds in by_part(rows).items():
+        if part.startswith("files"):
+            ratios += files_ratios(part, seconds)
+            continue
         of_engine = part == "engine"
         ratios += (
             engine_ratios(name, seconds, args.device != "cpu") if of_engine else end_to_end_ratios(part, name, seconds)
