@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from camcli.errors import DeviceError
@@ -27,6 +30,38 @@ def device_lost(error: Exception) -> bool:
 def lost(device: torch.device, error: Exception) -> DeviceError:
     """The error that ends a run whose device is lost."""
     return DeviceError(f"the device {device} failed: {_first_line(error)}; {_NEXT}")
+
+
+@contextmanager
+def device_faults(device: torch.device) -> Iterator[None]:
+    """Inside, a lost device or too little memory is a DeviceError, whatever else was made of it on the way."""
+    try:
+        yield
+    except DeviceError:
+        raise
+    except Exception as error:
+        for cause in _causes(error):
+            if device_lost(cause):
+                raise lost(device, cause) from error
+            if out_of_memory(cause):
+                raise too_small(device, cause) from error
+        raise
+
+
+def _causes(error: BaseException | None) -> Iterator[Exception]:
+    """The error, and what it was raised for."""
+    while error is not None:
+        if isinstance(error, Exception):
+            yield error
+        error = error.__cause__ or error.__context__
+
+
+def too_small(device: torch.device, error: Exception) -> DeviceError:
+    """The error that ends a run for which there is too little memory before its first image."""
+    return DeviceError(
+        f"the device {device} has too little memory for this model: {_first_line(error)}; {_NEXT} once there is more: "
+        "try a smaller model or input.size, runtime.precision bf16, or another runtime.device"
+    )
 
 
 def every_image_fails(kind: str, message: str) -> DeviceError:

@@ -28,6 +28,7 @@ from camcli.images.find import Item
 from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model
 from camcli.pipeline.engines import redo_size
+from camcli.pipeline.faults import device_faults
 from camcli.pipeline.limits import usable_cores
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.results.manifest import Manifest
@@ -80,30 +81,37 @@ def prepare(
     """Ready to explain `items`; earlier: manifest of a run with the same requested config, whose choices are kept.
 
     batch_size: exactly so many images per forward pass, however few there are. precision: as chosen before.
-    Raises ConfigError, ModelError, LayerError or MethodError.
+    Raises ConfigError, ModelError, LayerError or MethodError, and DeviceError where the device is lost or too small.
     """
-    runtime = config.runtime
-    devices = devices_of(runtime.device)
-    engine, layers = _engine(config, devices[0], offline)
-    tune(engine, compile_=False)
-    precision = precision or _precision(config, engine, items, earlier)
-    engine.precision = precision.used
-    if runtime.compile:
-        compile_backbone(engine)
-    engines = _at_once(config, devices)
-    size = batch_size or _batch_size(config, engine, len(items), engines * len(devices), earlier)
-    if runtime.compile:
-        warm_up(engine, size)
-    if runtime.compile and precision.guard:
+    devices = devices_of(config.runtime.device)
+    with device_faults(devices[0]):
+        engine, layers = _engine(config, devices[0], offline)
+        tune(engine, compile_=False)
+        precision = precision or _precision(config, engine, items, earlier)
+        engine.precision = precision.used
+        engines = _at_once(config, devices)
+        if config.runtime.compile:
+            compile_backbone(engine)
+        size = batch_size or _batch_size(config, engine, len(items), engines * len(devices), earlier)
+        if config.runtime.compile:
+            _warm_up(engine, size, precision)
+        if len(devices) > 1:
+            engine.module.to("cpu")  # each process has an engine of its own
+        return Prepared(replicas(engine, engines), layers, precision, size, devices)
+
+
+def _warm_up(engine: Engine, size: int, precision: Choice) -> None:
+    """Compile all that the run needs."""
+    warm_up(engine, size)
+    if precision.guard:
         warm_up(engine.at("fp32"), redo_size(size))
-    if len(devices) > 1:
-        engine.module.to("cpu")  # each process has an engine of its own
-    return Prepared(replicas(engine, engines), layers, precision, size, devices)
 
 
 def rehearse(config: RunConfig, offline: bool = False) -> None:
     """Load what a run of `config` would load; raises what it would raise before its first image."""
-    _engine(config, devices_of(config.runtime.device)[0], offline)
+    device = devices_of(config.runtime.device)[0]
+    with device_faults(device):
+        _engine(config, device, offline)
 
 
 def _engine(config: RunConfig, device: torch.device, offline: bool) -> tuple[Engine, list[TargetLayer]]:
@@ -177,8 +185,9 @@ def torch_threads(count: int) -> Iterator[None]:
 
 def candidates(config: RunConfig, offline: bool = False) -> list[Candidate]:
     """The layers of the model of `config` that maps can be read from."""
-    model = load_model(config.model, config.input, offline)
-    return list_candidates(model.module, model.preprocess.size)
+    with device_faults(torch.device("cpu")):
+        model = load_model(config.model, config.input, offline)
+        return list_candidates(model.module, model.preprocess.size)
 
 
 def resolve_layers(model: LoadedModel, config: RunConfig) -> list[TargetLayer]:
