@@ -7,6 +7,7 @@
     ├── ModelError         3   the model or its weights cannot be had
     │   └── OfflineError   3   something reached for the network under --offline
     ├── DeviceError        3   the device that computes is lost, or the model fails for every image
+    ├── InputError         3   no image can be read any more: their folder is gone, or files cannot be opened
     ├── NoInputsError      5   nothing to do
     ├── IncompleteError    1   parts of a run are missing
     ├── OutputError        3   the output folder cannot be written
@@ -52,6 +53,10 @@ class OfflineError(ModelError):
 
 class DeviceError(CamcliError):
     """The device that computes is lost, or the model fails for every image."""
+
+
+class InputError(CamcliError):
+    """No image can be read any more: the folder that holds them is gone, or this process may open no more files."""
 
 
 class NoInputsError(CamcliError):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from PIL import Image
 from camcli.config.file import load_config
 from camcli.engine.batch_size import even_batches
 from camcli.engine.engine import Engine
+from camcli.errors import ConfigError
 from camcli.images.decode import load_image
 from camcli.images.find import Item
 from camcli.models.source import load_model
@@ -283,6 +286,110 @@ def test_what_fails_every_image_ends_the_run_and_is_recorded_for_none(
     monkeypatch.undo()
     assert camcli("run", folder, "--out", out, *SMALL).code == 1
     assert manifest(out)["counts"] == {"done": 11, "failed": 1, "skipped": 0}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (lost_device(), "the device cpu failed: CUDA error: device-side assert triggered; no image"),
+        (cuda_out_of_memory("CUDA out of memory"), "the device cpu has too little memory for this model: CUDA out of"),
+    ],
+    ids=["lost", "memory"],
+)
+@pytest.mark.parametrize("step", ["load_model", "resolve_layers", "_precision", "find_batch_size", "warm_up"])
+def test_a_device_that_fails_before_the_first_image_is_no_defect(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: Exception, said: str
+) -> None:
+    def fail(*words: object, **more: object) -> None:
+        try:
+            raise error
+        except Exception:
+            if step == "warm_up":  # as compilers do, which raise kinds of their own
+                raise ConfigError("cannot be compiled here") from None
+            raise
+
+    monkeypatch.setattr(f"camcli.pipeline.prepare.{step}", fail)
+    monkeypatch.setattr("camcli.pipeline.prepare.compile_backbone", lambda engine: None)
+    words = ("-s", f"runtime.compile={str(step == 'warm_up').lower()}", "-s", "runtime.batch_size=auto")
+    ended = camcli("run", images(tmp_path / "in", 2), "--out", tmp_path / "out", *TINY, *words)
+    assert (ended.code, said in ended.err, "Traceback" in ended.err) == (3, True, False), ended.err
+    assert not list((tmp_path / "out").glob("camcli-crash*"))
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "away"])
+@pytest.mark.parametrize("size", ["original", "model"])
+def test_a_folder_that_vanishes_ends_the_run_instead_of_failing_each_image(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, size: str
+) -> None:
+    folder, out = images(tmp_path / "in", 24), tmp_path / "out"
+    (folder / "05.png").unlink()
+    (folder / "05.png").symlink_to("nowhere")  # one that fails by itself
+    real = Files.read
+
+    def read(self: Files, item: Item) -> Any:
+        if item.id == "12.jpg" and how == "away":
+            away.set()
+        elif item.id == "12.jpg":
+            folder.rename(tmp_path / "elsewhere")
+            if how == "replaced":
+                folder.mkdir()
+        return real(self, item)
+
+    def stale(real: Callable[..., Any], place: Any, *words: Any, **more: Any) -> Any:
+        if away.is_set() and Path(place).is_relative_to(folder):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(place, *words, **more)
+
+    away = threading.Event()
+    monkeypatch.setattr(Files, "read", read)
+    real_open = Path.open
+    monkeypatch.setattr(Path, "open", lambda *words, **more: stale(real_open, *words, **more))
+    monkeypatch.setattr("camcli.images.read.os.scandir", partial(stale, os.scandir))
+    given = ("-s", f"overlay.size={size}", "-s", "runtime.threads=1", "-s", "runtime.batch_size=4")
+    words = ("run", folder, "--out", out, *TINY, *given)
+    ended = camcli(*words)
+    said = "cannot be read: Stale file handle" if how == "away" else "was removed, renamed or unmounted"
+    assert (ended.code, f"{folder}: the folder of the images {said}" in ended.err) == (3, True), ended.err
+    assert [r["id"] for r in lines(out) if r["status"] == "failed"] in ([], ["05.png"])
+    monkeypatch.undo()
+    if how != "away":
+        shutil.rmtree(folder, ignore_errors=True)
+        (tmp_path / "elsewhere").rename(folder)
+    assert camcli(*words).code == 1
+    assert manifest(out)["counts"] == {"done": 23, "failed": 1, "skipped": 0}
+
+
+@pytest.mark.parametrize("where", ["read", "write"])
+def test_too_many_open_files_end_the_run(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    folder, out = images(tmp_path / "in", 12), tmp_path / "out"
+    real = Path.open
+
+    def full(self: Path, *words: Any, **more: Any) -> Any:
+        if self.name == "05.png" if where == "read" else self.parent.name == "overlays" and any(out.rglob("02*")):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(self))
+        return real(self, *words, **more)
+
+    monkeypatch.setattr(Path, "open", full)
+    ended = camcli("run", folder, "--out", out, *SMALL)
+    assert (ended.code, "Too many open files" in ended.err, "Traceback" in ended.err) == (3, True, False), ended.err
+    assert all(record["status"] == "done" for record in lines(out))
+    monkeypatch.undo()
+    assert camcli("run", folder, "--out", out, *SMALL).code == 0
+
+
+def test_a_run_folder_that_cannot_be_made_holds_nothing_to_go_on_from(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, *words: object, **more: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    folder = images(tmp_path / "in", 1)
+    monkeypatch.setattr(Path, "mkdir", refused)
+    ended = camcli("run", folder, "--out", tmp_path / "out", *TINY)
+    assert (ended.code, f"{tmp_path / 'out'}: cannot be made: Permission denied" in ended.err) == (3, True), ended.err
+    assert "goes on" not in ended.err
 
 
 def test_weights_that_answer_nan_for_every_image_end_the_run(

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from camcli.config.schema import Crop, InputConfig, Interpolation
-from camcli.errors import ItemError
+from camcli.errors import CamcliError, ItemError
 from camcli.images.formats import FORMATS
 from camcli.images.memory import Budget
-from camcli.images.read import Source
+from camcli.images.read import Source, refuse_exhausted
 from camcli.records import Box, Stage
 
 _FILTERS = {
@@ -193,12 +193,13 @@ def _decoded(
             stack.enter_context(budget.room(cost + more))
             found = _to_rgb(_upright(image))
             return found, (found.width * factor, found.height * factor), cost
-    except ItemError:
+    except (ItemError, CamcliError):
         raise
     except UnidentifiedImageError as error:
         reason = f"not an image that camcli reads; it reads {', '.join(_readable())}"
         raise ItemError("decode", type(error).__name__, f"{path}: {reason}") from None
     except OSError as error:
+        refuse_exhausted(path, error)
         stage: Stage = "decode" if error.errno is None else "read"
         raise ItemError(stage, type(error).__name__, f"{path}: {error.strerror or error}") from None
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -11,11 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from camcli.errors import ItemError
+from camcli.errors import InputError, ItemError
 from camcli.images.memory import Budget
 from camcli.records import FileState
 
 HELD_PART = 8
+Identity = tuple[int, int]
+_NEXT = "no image is recorded as failed for it, and the same command goes on from there"
 
 
 class Source:
@@ -57,3 +60,44 @@ class Source:
         if stat.S_ISDIR(mode):
             os.scandir(self.path).close()
         raise ItemError("read", "NotAFile", f"{self.path}: not a regular file")
+
+
+class Roots:
+    """The folders that hold the images of a run, watched: an image cannot be read, or its whole folder is gone."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Identity | None] = {}
+
+    def watch(self, root: str) -> None:
+        """Note what the folder is, before the first of its images is read."""
+        if root not in self._known:
+            self._known[root] = _identity(root)
+
+    def refuse_gone(self, root: str) -> None:
+        """Raises InputError once the folder is not what it was: removed, unmounted, or on a server that is away."""
+        before = self._known.get(root)
+        if before is None:
+            return
+        if _identity(root) != before:
+            raise InputError(f"{root}: the folder of the images was removed, renamed or unmounted; {_NEXT}")
+        try:
+            os.scandir(root).close()
+        except OSError as error:
+            refuse_exhausted(Path(root), error)
+            raise InputError(f"{root}: the folder of the images cannot be read: {error.strerror}; {_NEXT}") from None
+
+
+def refuse_exhausted(path: Path, error: OSError) -> None:
+    """Raises InputError where the error is about this process or machine, and any other file would meet it."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise InputError(
+            f"{path}: {error.strerror}: raise the limit (ulimit -n), or set a smaller runtime.threads; {_NEXT}"
+        ) from None
+
+
+def _identity(folder: str) -> Identity | None:
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

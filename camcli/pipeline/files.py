@@ -9,9 +9,9 @@ from pathlib import Path
 
 from camcli.errors import CamcliError, ItemError
 from camcli.images.decode import LoadedImage, loading
-from camcli.images.find import Item
+from camcli.images.find import Item, root_of
 from camcli.images.memory import Budget
-from camcli.images.read import Source
+from camcli.images.read import Roots, Source, refuse_exhausted
 from camcli.pipeline.flow import Explained, Loaded, Outcome, failure
 from camcli.pipeline.painter import Painter
 from camcli.pipeline.stopwatch import Stopwatch
@@ -30,14 +30,16 @@ class Files:
         self.budget = budget
         self.stopwatch = stopwatch
         self._kept: dict[str, LoadedImage] = {}
+        self._roots = Roots()
 
     def ahead(self, most: int) -> int:
         """How many images may be read before they are asked for: `most`, or none where memory is scarce."""
         return 0 if self.budget.is_scarce else most
 
     def read(self, item: Item) -> Loaded | Failure:
-        """What the model sees of `item`."""
-        source = Source(item.path)
+        """What the model sees of `item`; raises InputError when no other image can be read either."""
+        source, root = Source(item.path), root_of(item.id, str(item.path))
+        self._roots.watch(root)
         painter = self.painter
         try:
             with (
@@ -48,10 +50,12 @@ class Files:
                     self._kept[item.id] = image
                 return Loaded(item, source.state, replace(image, image=None))
         except ItemError as error:
+            if error.stage == "read":
+                self._roots.refuse_gone(root)
             return failure(item, error, source.state)
 
     def write(self, one: Explained) -> Outcome:
-        """The outcome, once its files are there; what goes wrong fails its image, but OutputError ends the run."""
+        """The outcome, once its files are there; what goes wrong fails its image, but CamcliError ends the run."""
         kept = self._kept.pop(one.found.id, None)
         try:
             return one.found if isinstance(one.found, Failure) else self._written(one.found, one, kept)
@@ -66,8 +70,12 @@ class Files:
         except CamcliError:
             raise
         except ItemError as error:
+            if error.stage == "read":
+                self._roots.refuse_gone(root_of(result.id, result.source))
             found = error
         except Exception as error:  # encoders raise many kinds, for example for an image too long for its format
+            if isinstance(error, OSError):
+                refuse_exhausted(Path(result.source), error)
             found = ItemError("write", type(error).__name__, str(error))
         return Failure(result.id, result.source, found.stage, found.kind, str(found), result.file)
 

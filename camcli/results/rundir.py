@@ -40,7 +40,8 @@ class RunDir:
         """Raises ConfigError where the folder is another job's, LockedError where another process writes there."""
         with ExitStack() as stack, storage.fatal(self.path):
             refuse_another_job(self.path, self.kind, self.suffix)
-            self.path.mkdir(parents=True, exist_ok=True)
+            with storage.fatal(self.path, "made"):
+                self.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(claimed(self.path, self.kind, self.suffix))
             self._home = _identity(self.path)
             self.earlier = run_in(self.path, self.suffix)

@@ -16,7 +16,7 @@ from camcli.errors import OutputError
 NAME_BYTES = 255
 _DISK_IS_GONE = {
     getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS", "ESTALE", "ENODEV", "ENXIO")
+    for name in ("ENOSPC", "EDQUOT", "EIO", "EROFS", "ESTALE", "ENODEV", "ENXIO", "EMFILE", "ENFILE")
     if hasattr(errno, name)
 }
 _LIKE_A_FILE = re.compile(r"\.(jpg|png|webp|json|npz)~*$", re.IGNORECASE)
@@ -37,15 +37,15 @@ def fatal_error(path: Path, error: OSError, verb: str = "written") -> OutputErro
     if isinstance(error, NotRegular):
         return OutputError(f"{error.filename}: {error.strerror}, so camcli does not use it; move it out of the way")
     reason = error.strerror or error
-    if verb == "read":
-        return OutputError(f"{path}: cannot be read: {reason}")
+    if verb != "written":
+        return OutputError(f"{path}: cannot be {verb}: {reason}")
     return OutputError(
         f"{path}: cannot be written: {reason}; what is written is whole, and the same command goes on from there"
     )
 
 
 def disk_is_gone(error: OSError) -> bool:
-    """Whether an error concerns the whole disk, so that no other file can be written either."""
+    """Whether an error concerns the whole disk or process, so that no other file can be written either."""
     return error.errno in _DISK_IS_GONE
 
 
