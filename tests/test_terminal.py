@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,16 +12,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from typer.main import get_command
 
-from camcli.cli import summary
+from camcli.cli import progress, summary
 from camcli.cli.app import app
 from camcli.cli.options import ConfigOptions
 from camcli.config.file import load_config
 from camcli.config.schema import ModelConfig, RunConfig, TargetsConfig
 from camcli.errors import ConfigError
+from camcli.images.find import discover
+from camcli.pipeline.estimate import Estimate
+from camcli.pipeline.job import Job
+from camcli.pipeline.run import perform
 from camcli.records import RunReport
 from camcli.results.doubts import Doubt
 from tests.conftest import Ended, save_image
@@ -313,3 +319,52 @@ def test_the_shell_completes_names(
     monkeypatch.setenv("COMP_WORDS", typed)
     monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
     assert set(camcli().out.split()) == offered
+
+
+def test_a_dry_run_tells_how_long_a_run_would_take(camcli: Camcli, folder: Path, tmp_path: Path) -> None:
+    words = ("run", folder, "--out", tmp_path / "out", "--dry-run")
+    (folder / "a0.jpg").write_text("no image")
+    planned = json.loads(camcli(*words, *TINY, "--json").out)
+    assert len(planned["images"]) == 9
+    assert planned["seconds"] > planned["seconds_per_image"] * 9 / 8 > 0
+    assert re.search(
+        r"^9 images would .*, in about \d+ s \(.* s for a1.jpg, \d+ images? at a time\)$",
+        camcli(*words, *TINY).err,
+        re.M,
+    )
+    assert "cannot be told: its weights are not at hand" in camcli(*words, "-m", "torchvision/vgg11", "--offline").err
+    assert camcli(*words, *TINY, "--target", "dog").code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_how_long_a_run_takes_is_shared_by_engines() -> None:
+    measured = Estimate("a.jpg", start=5.0, each=2.0, at_once=4)
+    assert [measured.seconds(images) for images in (0, 1, 3, 4, 400)] == [5.0, 7.0, 7.0, 7.0, 205.0]
+    assert [summary.lasting(s) for s in (0.2, 89, 91, 3600, 11100)] == ["1 s", "89 s", "2 min", "60 min", "3 h 5 min"]
+
+
+def test_work_within_a_batch_is_shown(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    methods = ["methods=occlusion", "options={chunk: 1, occlusion: {patch: 32, stride: 32}}"]
+    config = load_config(None, [*TINY[1::2], *methods]).config
+    shown = {}
+    for as_json in (True, False):
+        stream = io.StringIO()
+        with progress.Progress(stream, as_json) as told:
+            perform(Job(config, discover([str(folder / "a1.jpg")]), tmp_path / f"{as_json}"), told)
+        shown[as_json] = stream.getvalue().splitlines()
+    # One pass of the image itself, and one for each of the four patches of 64x64 pixels.
+    assert [json.loads(line)["passes"] for line in shown[True]] == [1, 2, 3, 4, 5, 0]
+    assert [line.endswith("images/s") for line in shown[False]] == [False] * 5 + [True]
+    assert shown[False][4].endswith(", 5 forward passes since the last")
+
+
+def test_the_bar_shows_passes_of_a_long_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SHOW_SECONDS", 0.0)
+    told = progress.Progress(None)
+    told._bar = bar = Mock()
+    seen: list[object] = []
+    for step in "ppprppppp":
+        told.passed() if step == "p" else told.advance(None)
+        seen.append(bar.set_postfix.call_args[0][0].get("passes"))
+    assert seen == ["1", "2", "3", None, "1/3", "2/3", "3/3", "4", "5"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from contextlib import suppress
 from types import TracebackType
@@ -14,13 +15,15 @@ from camcli.cli.events import event_line
 from camcli.records import Failure
 
 LINE_SECONDS = 60.0
+SHOW_SECONDS = 0.5
 NAMED = 5
 
 
 class Progress:
     """Counts records on `stream`; silent when `stream` is None. quiet: of JSON lines, only those about failures.
 
-    first: the first few failures, for the summary.
+    first: the first few failures, for the summary. passes: forward passes since the last record, which are shown while
+    a batch takes long.
     """
 
     def __init__(self, stream: TextIO | None, as_json: bool = False, quiet: bool = False) -> None:
@@ -28,8 +31,10 @@ class Progress:
         self.as_json = as_json
         self.quiet = quiet
         self.first: list[Failure] = []
-        self.total = self.count = self.kept = self.failed = 0
-        self._start = self._last = time.monotonic()
+        self.total = self.count = self.kept = self.failed = self.passes = 0
+        self._start = self._last = self._shown = time.monotonic()
+        self._lock = threading.Lock()
+        self._usual = 0
         self._bar: tqdm | None = None  # type: ignore[type-arg]
 
     def __enter__(self) -> Progress:
@@ -50,16 +55,34 @@ class Progress:
 
     def advance(self, failure: Failure | None) -> None:
         """Count one more record; failure: why there is no explanation, None where there is one."""
-        self.count += 1
-        self.failed += failure is not None
-        if failure and len(self.first) < NAMED:
-            self.first.append(failure)
-        if self._bar is not None:
-            self._bar.update()
-            if failure:
-                self._bar.set_postfix(failed=self.failed)
-        elif self.stream is not None:
-            self._log(failure)
+        with self._lock:
+            self.count += 1
+            self.failed += failure is not None
+            self._usual = max(self._usual, self.passes)
+            self.passes, self._shown = 0, time.monotonic()
+            if failure and len(self.first) < NAMED:
+                self.first.append(failure)
+            if self._bar is not None:
+                self._bar.set_postfix(self._beside(), refresh=False)
+                self._bar.update()
+            elif self.stream is not None:
+                self._log(failure)
+
+    def passed(self) -> None:
+        """Count one more forward pass, on any thread."""
+        with self._lock:
+            self.passes += 1
+            if self._bar is not None and time.monotonic() - self._shown >= SHOW_SECONDS:
+                self._shown = time.monotonic()
+                self._bar.set_postfix(self._beside())
+            elif self._bar is None and self.stream is not None:
+                self._log(None)
+
+    def _beside(self) -> dict[str, object]:
+        """What the bar shows beside the images: passes of those that the batches before took, once there were any."""
+        of = f"/{self._usual}" if self._usual >= self.passes else ""
+        shown = {"failed": (self.failed, ""), "passes": (self.passes, of)}
+        return {name: f"{count}{of}" for name, (count, of) in shown.items() if count}
 
     def tell_now(self, text: str) -> None:
         """Print `text` from a signal handler: past the stream's buffer, which may be in the middle of a write."""
@@ -79,9 +102,11 @@ class Progress:
         self._last = time.monotonic()
         rate = (self.count - self.kept) / (self._last - self._start)
         if self.as_json:
-            self._event("progress", images=self.count, of=self.total, failed=self.failed, images_per_second=rate)
+            counts = {"images": self.count, "of": self.total, "failed": self.failed, "passes": self.passes}
+            self._event("progress", **counts, images_per_second=rate)
         else:
-            text = f"{self.count}/{self.total} images, {self.failed} failed, {rate:.1f} images/s"
+            since = f", {self.passes} forward passes since the last" if self.passes else ""
+            text = f"{self.count}/{self.total} images, {self.failed} failed, {rate:.1f} images/s{since}"
             print(text, file=self.stream, flush=True)
 
     def _event(self, event: str, **fields: object) -> None:

@@ -25,10 +25,11 @@ from camcli.cli.options import (
     from_options,
     junit_name,
 )
-from camcli.errors import ConfigError
+from camcli.errors import CamcliError, ConfigError
 
 if TYPE_CHECKING:
     from camcli.config.file import Override
+    from camcli.pipeline.estimate import Estimate
     from camcli.pipeline.job import Job
     from camcli.records import RunReport
     from camcli.results.manifest import Manifest
@@ -68,7 +69,9 @@ class RunOptions(ConfigOptions):
         typer.Option("--known-failures", metavar="FILE", help="Ids, one a line, whose failure is no news."),
     ] = None
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop after the first failure.")] = False
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the images and stop.")] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the images, say how long a run would take, and stop.")
+    ] = False
     offline: OfflineOption = False
     allow_code: AllowCodeOption = False
     device: Annotated[
@@ -119,7 +122,7 @@ def run(options: RunOptions) -> None:
     console.write_messages(options.log_format == "json", options.quiet)
     job = _job(options)
     if options.dry_run:
-        summary.print_plan([item.id for item in job.mine], options.out, options.json_)
+        summary.print_plan([item.id for item in job.mine], options.out, options.json_, _measured(job))
         summary.print_skipped(job.skipped_files, bool(options.ext))
         return
     if not options.quiet:
@@ -207,6 +210,18 @@ def _warn_of_mixing(inputs: list[str], out: Path) -> None:
             "never taken for inputs); a folder of its own keeps them apart",
             "warning",
         )
+
+
+def _measured(job: Job) -> Estimate | CamcliError:
+    """How long the run would take, or why that cannot be told; raises ConfigError where it would be refused."""
+    from camcli.pipeline.estimate import estimate
+
+    try:
+        return estimate(job)
+    except ConfigError:
+        raise
+    except CamcliError as error:
+        return error
 
 
 def _announce(job: Job, options: RunOptions) -> None:

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from camcli.cli.console import counted, evidence_lines, is_json, one_line, print_json, say, terminal, visible
+from camcli.errors import CamcliError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from camcli.config.schema import RunConfig
+    from camcli.pipeline.estimate import Estimate
     from camcli.records import Failure, RunReport
     from camcli.results.doubts import Doubt
 
 NAMED = 5
+SLOW = 10.0
 
 
 def announce(config: RunConfig, images: int) -> None:
@@ -32,14 +35,29 @@ def announce_embedded() -> None:
     say("note: the embedded model knows only twelve drawn shapes; for photographs name one, such as -m timm/resnet50")
 
 
-def print_plan(ids: list[str], out: Path, as_json: bool) -> None:
-    """The images of a dry run."""
+def print_plan(ids: list[str], out: Path, as_json: bool, measured: Estimate | CamcliError) -> None:
+    """The images of a dry run, and how long a run would take, or why that cannot be told."""
+    told = None if isinstance(measured, CamcliError) else measured
     if as_json:
-        print_json({"images": ids, "out": str(out)})
+        seconds = told and {"seconds": round(told.seconds(len(ids)), 1), "seconds_per_image": round(told.each, 3)}
+        print_json({"images": ids, "out": str(out), **(seconds or {})})
         return
     for name in ids:
         say(one_line(name))
-    say(f"{counted(len(ids), 'image')} would be explained into {out}")
+    plan = f"{counted(len(ids), 'image')} would be explained into {out}"
+    if told is None:
+        say(f"{plan}; how long that takes cannot be told: {measured}")
+    else:
+        each = f"{told.each:.2g} s for {one_line(told.image)}"
+        say(f"{plan}, in about {lasting(told.seconds(len(ids)))} ({each}, {counted(told.at_once, 'image')} at a time)")
+
+
+def lasting(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 5 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def print_notes(notes: Sequence[str]) -> None:
@@ -126,8 +144,7 @@ def _print_counts(report: RunReport) -> None:
     def row(name: str, value: str, about: str, style: str = "") -> None:
         table.add_row(Text(name, style), Text(value, style), Text(about))
 
-    rate = f"{report.explained / report.seconds:.1f} images/s" if report.explained and report.seconds else ""
-    row("explained", str(report.done), rate, "green" if report.done else "")
+    row("explained", str(report.done), _rate(report), "green" if report.done else "")
     row("failed", str(report.failed), one_line(_by_kind(report)), "bold red" if report.failed else "")
     if report.redone:
         row("in fp32", str(report.redone), "explained again, since 16 bits left their answers in doubt")
@@ -137,6 +154,14 @@ def _print_counts(report: RunReport) -> None:
         row("not reached", str(report.skipped), "the same command goes on from here", "yellow")
     row("seconds", f"{report.seconds:.1f}", "")
     terminal().print(table)
+
+
+def _rate(report: RunReport) -> str:
+    """Of the images that this run explained itself."""
+    if not (report.explained and report.seconds):
+        return ""
+    each = report.seconds / report.explained
+    return f"{1 / each:.1f} images/s" if each < SLOW else f"{each:.1f} s an image"
 
 
 def _print_unsure(unsure: Sequence[Doubt]) -> None:

@@ -76,7 +76,8 @@ class Pass:
 class Engine:
     """Explains batches with one model, its target layers and a list of methods.
 
-    timing: gives a context for each of its two steps, for whoever measures; nobody does at first.
+    timing: gives a context for each of its two steps, for whoever measures; nobody does at first. passing: is called
+    after each forward pass of the network, on the engine's thread, for whoever shows progress.
     options: of each method that has any, checked. Raises ConfigError for those that no method has, and MethodError for
     methods that cannot be smoothed as asked.
     """
@@ -103,6 +104,7 @@ class Engine:
         self.options = options_of(self.methods, asked)
         self.smoothing = smoothing
         self.timing: Timing = _untimed
+        self.passing: Callable[[], None] = _unnoticed
         self._mean = torch.tensor(model.preprocess.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(model.preprocess.std, device=self.device).view(1, 3, 1, 1)
         self._refuse_unsmoothable()
@@ -167,7 +169,9 @@ class Engine:
     def network(self, inputs: Tensor) -> Tensor:
         """[N,3,H,W] -> float32 [N,K] in the run's precision."""
         with self._autocast():
-            return self.module(inputs).float()  # type: ignore[no-any-return]
+            logits: Tensor = self.module(inputs).float()
+        self.passing()
+        return logits
 
     def forward(self, inputs: Tensor) -> Pass:
         """One forward pass; its graph begins at the taps, and there is none where no method asks for gradients."""
@@ -333,6 +337,10 @@ class Engine:
                 heatmaps.append(Heatmap(method.name, self.layer, of, *raw, against, reason))
         predictions = tuple(prediction(k) for k in ranked(probabilities, TOP))
         return Explanation(predictions, tuple(heatmaps), logits, probabilities, self.precision)
+
+
+def _unnoticed() -> None:
+    pass
 
 
 def _untimed(step: str) -> AbstractContextManager[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -63,6 +63,11 @@ class Prepared:
         self.stopwatch.restart()
         for engine in self.engines:
             engine.timing = self.stopwatch.timing
+
+    def tell_of_passes(self, passed: Callable[[], None]) -> None:
+        """From now on, call `passed` after each forward pass of any engine, on that engine's thread."""
+        for engine in self.engines:
+            engine.passing = passed
 
     def settled(self, config: RunConfig) -> RunConfig:
         """`config` without a batch size left to find."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm.auto import tqdm
 
@@ -17,6 +17,14 @@ class Progress(Protocol):
 
     def advance(self, failure: Failure | None) -> None:
         """One more record."""
+
+
+@runtime_checkable
+class CountsPasses(Protocol):
+    """Told of each forward pass as well, which tells that work goes on where a method needs hundreds for a batch."""
+
+    def passed(self) -> None:
+        """One more, on any thread."""
 
 
 class Silent:

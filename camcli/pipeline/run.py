@@ -14,7 +14,7 @@ from camcli.pipeline.flow import Backend
 from camcli.pipeline.interrupt import Interrupt
 from camcli.pipeline.job import Job
 from camcli.pipeline.prepare import Prepared, prepare
-from camcli.pipeline.progress import Progress, Silent
+from camcli.pipeline.progress import CountsPasses, Progress, Silent
 from camcli.pipeline.recorder import Recorder
 from camcli.pipeline.stages import through_stages
 from camcli.pipeline.workers import Task, in_processes
@@ -67,6 +67,8 @@ def perform(
         if interrupt:
             interrupt.begin(_FINISHING.format(len(ready.devices) * len(ready.engines)))
         folder.begin(running(settings))
+        if isinstance(progress, CountsPasses):
+            ready.tell_of_passes(progress.passed)
         progress.begin(len(work.kept) + len(work.todo), len(work.kept))
         backend = _backend(job, ready, folder, settings.fingerprint, work)
         backend(work.todo, stopped, partial(recorder.record, advance=progress.advance))
