@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -78,7 +79,9 @@ def with_inside(output: Any, item: Item, tensor: Tensor) -> Any:
     if not item:
         return tensor
     if isinstance(output, dict):
-        return {**output, item[0]: with_inside(output[item[0]], item[1:], tensor)}
+        other = copy.copy(output)  # of its own type, whose attributes may be its keys
+        other[item[0]] = with_inside(output[item[0]], item[1:], tensor)
+        return other
     values = [with_inside(v, item[1:], tensor) if i == item[0] else v for i, v in enumerate(output)]
     return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
 

@@ -19,7 +19,7 @@ from torch import nn
 from camcli.engine.layers.layout import TargetLayer
 from camcli.engine.layers.resolve import resolve_layer
 
-RULES = 2
+RULES = 3
 """To be raised whenever the search may find another layer, or say more of it, than before."""
 MAX_BYTES = 1 << 20
 

@@ -217,13 +217,17 @@ class Search:
 
 
 def distinct(outputs: Sequence[Output]) -> list[Output]:
-    """One output per tensor, named by the outermost module around its maker that returns it too, and only once."""
+    """One output per tensor, named by the outermost module around its maker that returns it and nothing else.
+
+    What a module returns beside it may depend on it, and would not know of another tensor in its place.
+    """
     times = Counter((vertex(output.edge), output.place.path, output.place.call) for output in outputs)
     best: dict[Vertex, Output] = {}
     for output in outputs:
         point, place = vertex(output.edge), output.place
         maker = best.setdefault(point, output).place.path
-        if maker.startswith(f"{place.path}.") and times[point, place.path, place.call] == 1:
+        once = times[point, place.path, place.call] == 1
+        if maker.startswith(f"{place.path}.") and once and not place.item:
             best[point] = output
     return list(best.values())
 
