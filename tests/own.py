@@ -230,7 +230,20 @@ CODE: Mapping[str, Way] = {
     ),
     "a dictionary of outputs": Way(_my_model, _python("path: '{0}/my_model.py', name: named, output: logits")),
 }
-WAYS: Mapping[str, Way] = {**CHECKPOINTS, **CODE}
+
+
+def _timm_folder(module: nn.Module, folder: Path) -> None:
+    config = {"mean": MEAN, "std": STD, "input_size": (3, SIZE, SIZE), "crop_pct": 1.0, "crop_mode": "squash"}
+    module.pretrained_cfg = {**module.pretrained_cfg, **config, "num_classes": len(SHAPES)}  # type: ignore[dict-item, assignment]
+    told = {"label_names": list(SHAPES), "num_classes": len(SHAPES)}
+    timm.models.save_for_hf(module, folder / "saved", model_config=told, model_args=KWARGS)
+
+
+FOLDERS: Mapping[str, Way] = {
+    "timm's folder": Way(_timm_folder, ("-s", "model={source: timm, path: '{0}/saved'}")),
+    "timm's folder by its name": Way(_timm_folder, ("-m", "timm/local-dir:{0}/saved")),
+}
+WAYS: Mapping[str, Way] = {**CHECKPOINTS, **CODE, **FOLDERS}
 
 
 def command(way: Way, folder: Path) -> tuple[str, ...]:

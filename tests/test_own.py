@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -300,3 +301,43 @@ def test_code_that_does_not_serve_is_named_with_its_line(tmp_path: Path, module:
             i for i, text in enumerate(file.read_text().splitlines(), 1) if "1 / 0" in text or "no luck" in text
         )
         assert f"{file}:{line}: " in str(caught.value)
+
+
+@pytest.mark.parametrize("name", own.FOLDERS)
+def test_a_folder_that_timm_has_saved_is_explained_by_one_line(
+    camcli: Camcli, tmp_path: Path, module: nn.Module, name: str
+) -> None:
+    way = own.FOLDERS[name]
+    way.write(copy.deepcopy(module), tmp_path)
+    explained(camcli, tmp_path / "out", *own.command(way, tmp_path))
+    found = json.loads(camcli("labels", *own.command(way, tmp_path), "--json").out)
+    assert [one["label"] for one in found] == list(own.SHAPES)
+    loaded = load_model(ModelConfig(source="timm", path=str(tmp_path / "saved"), name="x"), InputConfig())
+    images, _ = own.drawn(own.SEED + 2, 2)
+    assert torch.equal(loaded.module(images), module(images))
+    assert (loaded.preprocess.size, loaded.preprocess.crop) == ((128, 128), "squash")
+
+
+def test_folders_and_names_of_the_hub_that_are_not_there_are_named(tmp_path: Path) -> None:
+    for fields, sentence in (
+        ({"path": str(tmp_path)}, "holds no config.json"),
+        ({"name": "local-dir:gone"}, "gone: holds no config.json"),
+        ({"name": "hf-hub:nobody/nothing"}, "--offline forbids a download"),
+    ):
+        with pytest.raises((ConfigError, ModelError)) as caught:
+            load_model(ModelConfig.model_validate({"source": "timm", **fields}), InputConfig(), offline=True)
+        assert sentence in str(caught.value)
+
+
+def test_torchvisions_names_of_weights_are_tags(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("model: {source: torchvision, name: resnet50, weights: IMAGENET1K_V1}\n")
+    for loaded in (
+        load_config(tmp_path / "c.yaml"),
+        load_config(None, ["model={source: torchvision, name: resnet50, weights: ResNet50_Weights.IMAGENET1K_V1}"]),
+    ):
+        assert (loaded.config.model.name, loaded.config.model.weights) == ("resnet50.IMAGENET1K_V1", "pretrained")
+    assert (
+        load_config(None, ["model={source: torchvision, name: vgg11, weights: DEFAULT}"]).config.model.name == "vgg11"
+    )
+    with pytest.raises(ConfigError, match="weights are named twice"):
+        load_config(None, ["model={source: torchvision, name: vgg11.IMAGENET1K_V1, weights: IMAGENET1K_V2}"])

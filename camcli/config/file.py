@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from camcli.config.schema import RunConfig, expand_model
+from camcli.config.schema import RunConfig, expand_model, is_enum
 from camcli.errors import ConfigError
 from camcli.registry import did_you_mean
 
@@ -121,7 +121,8 @@ def _beside(path: Path, values: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(inner, dict):
             continue
         name = inner.get(field)
-        if isinstance(name, str) and name not in _NOT_FILES:
+        enum = field == "weights" and inner.get("source") == "torchvision" and is_enum(name)
+        if isinstance(name, str) and name not in _NOT_FILES and not enum:
             inner[field] = str(path.parent / os.path.expanduser(name))
     return values
 

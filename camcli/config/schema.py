@@ -26,7 +26,7 @@ from pydantic import (
 
 SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
 
-Source = Literal["demo", "timm", "torchvision", "python"]
+Source = Literal["demo", "timm", "torchvision", "transformers", "python"]
 Crop = Literal["center", "squash", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Smoothing = Literal["none", "aug", "eigen"]
@@ -67,8 +67,14 @@ class ModelConfig(Section):
 
     source: Source = Field("demo", description="Library that builds the model.")
     name: str = Field("demo", description="Architecture, as its library names it; python: `package.module:function`.")
-    path: str | None = Field(None, description="python: a file with the function, `build` unless it is named.")
-    weights: str = Field("pretrained", description="`pretrained`, `none` (random), or a .safetensors/.pth file.")
+    path: str | None = Field(
+        None,
+        description="python: a file with the function, `build` unless it is named. timm, transformers: a folder that "
+        "their own functions have saved, in place of a name.",
+    )
+    weights: str = Field(
+        "pretrained", description="`pretrained`, `none` (random), a file, or torchvision's `IMAGENET1K_V2`."
+    )
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(
         None, description="What the weights file must hash to; null: any."
     )
@@ -95,8 +101,11 @@ class ModelConfig(Section):
     def _from_string(cls, value: Any) -> Any:
         if isinstance(value, str):
             return expand_model(value)
+        if isinstance(value, dict) and value.get("source") == "torchvision" and is_enum(value.get("weights")):
+            return _tagged(value)
         if isinstance(value, dict) and isinstance(value.get("path"), str) and "name" not in value:
-            return {**value, "name": f"{PurePath(value['path']).name}:build"}
+            ending = ":build" if value.get("source") == "python" else ""
+            return {**value, "name": f"{PurePath(value['path']).name or value['path']}{ending}"}
         return value
 
     @model_validator(mode="after")
@@ -104,11 +113,27 @@ class ModelConfig(Section):
         if self.source != "demo" and "name" not in self.model_fields_set:
             example = "my_package.models:build` or a path: `my_model.py" if self.source == "python" else "resnet50"
             raise ValueError(f"source {self.source} needs a name, such as `model: {self.source}/{example}`")
-        if self.source != "python" and (self.path or self.preprocess):
-            raise ValueError("path and preprocess go with source: python")
+        if self.source != "python" and self.preprocess:
+            raise ValueError("preprocess goes with source: python")
+        if self.source in ("demo", "torchvision") and self.path:
+            raise ValueError("path goes with the sources timm, transformers and python")
         if self.source == "demo" and self.name != "demo":
             raise ValueError(f"the demo source has one model, not {self.name!r}; set model.source as well")
         return self
+
+
+def is_enum(weights: object) -> bool:
+    """Whether weights are named as torchvision does: `IMAGENET1K_V2`, or `ResNet50_Weights.IMAGENET1K_V2`."""
+    return isinstance(weights, str) and bool(re.fullmatch(r"(\w+_Weights\.)?[A-Z][A-Z0-9_]+", weights))
+
+
+def _tagged(model: dict[str, Any]) -> dict[str, Any]:
+    """A section with torchvision's name of weights, written as the tag of its name."""
+    tag = model["weights"].rpartition(".")[2]
+    name = str(model.get("name", ""))
+    if "." in name:
+        raise ValueError(f"weights are named twice: {name} and {model['weights']}")
+    return {**model, "name": name if tag == "DEFAULT" else f"{name}.{tag}", "weights": "pretrained"}
 
 
 def expand_model(short: str) -> dict[str, str]:

@@ -1,7 +1,12 @@
-"""Classifiers of timm: `resnet50` with its default weights, or `resnet50.a1_in1k` with those of a tag."""
+"""Classifiers of timm: `resnet50` with its default weights, or `resnet50.a1_in1k` with those of a tag.
+
+Also what timm has saved itself: `local-dir:FOLDER`, or `hf-hub:user/model`.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -16,12 +21,14 @@ from torch import nn
 from camcli.config.schema import Crop, ModelConfig
 from camcli.errors import CamcliError, ConfigError, ModelError
 from camcli.images.decode import Preprocess
-from camcli.models import weights
+from camcli.models import hub, weights
 from camcli.models.checkpoint import Checkpoint, read_checkpoint
 from camcli.models.fit import CHECK, Built, build_with, fitted, unfit
+from camcli.models.labels import labels_in, ordered
 from camcli.models.loaded import Entry
 from camcli.models.names import unknown
 
+_SAVED = ("local-dir:", "hf-hub:", "hf_hub:")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _CROPS: dict[str, Crop] = {"center": "center", "squash": "squash", "border": "pad"}
 
@@ -82,6 +89,8 @@ def _hub_files(cfg: Any) -> tuple[str, ...]:
 
 def check(config: ModelConfig) -> None:
     """Raises ConfigError for an unknown architecture or tag, ModelError where no weights are published."""
+    if _is_saved(config):
+        return
     cfg = _pretrained_cfg(config.name)
     if config.weights != "pretrained":
         return
@@ -96,6 +105,8 @@ def check(config: ModelConfig) -> None:
 
 def pretrained_file(config: ModelConfig, offline: bool) -> Path:
     """The file of the published weights, downloaded when it must be and may be."""
+    if _is_saved(config):
+        return hub.weights_of(_folder(config, offline, with_weights=True))
     check(config)
     cfg = _pretrained_cfg(config.name)
     if not cfg.hf_hub_id:
@@ -128,7 +139,7 @@ def build(config: ModelConfig, file: Path | None) -> Built:
         weights.recognise(file)
         return Built(_by_timm(config, file, {"file": str(file), "custom_load": True}))
     checkpoint = read_checkpoint(file, config.checkpoint_key)
-    if config.weights == "pretrained":
+    if config.weights == "pretrained" and not _is_saved(config):
         return Built(_by_timm(config, file, {"state_dict": dict(checkpoint.tensors)}))
     try:
         return build_with(partial(_make, config), checkpoint, config.num_classes, f"timm's {config.name}")
@@ -142,7 +153,7 @@ def _make(config: ModelConfig, classes: int | None) -> nn.Module:
     """With random weights, the same ones each time that a seed is set."""
     torch.manual_seed(torch.initial_seed())
     head = {} if classes is None else {"num_classes": classes}
-    module: nn.Module = timm.create_model(config.name, **head, **config.kwargs)
+    module: nn.Module = timm.create_model(_called(config), **head, **config.kwargs)
     return module
 
 
@@ -162,14 +173,16 @@ def _converted(config: ModelConfig, checkpoint: Checkpoint) -> Built | None:
 def _by_timm(config: ModelConfig, file: Path, given: dict[str, Any]) -> nn.Module:
     """The module with what timm makes of weights, which it takes from nowhere else."""
     overlay: dict[str, Any] = {"url": None, "hf_hub_id": None, "source": "", **given}
-    if config.weights != "pretrained":
+    if config.weights != "pretrained" or _is_saved(config):
         # timm drops the head of a file whose class count differs from that of the published weights.
         overlay.update(num_classes=_make(config, config.num_classes).num_classes, label_offset=0)
     head = {} if config.num_classes is None else {"num_classes": config.num_classes}
     kwargs = {**head, **config.kwargs}
     torch.manual_seed(torch.initial_seed())
     try:
-        module: nn.Module = timm.create_model(config.name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+        module: nn.Module = timm.create_model(
+            _called(config), pretrained=True, pretrained_cfg_overlay=overlay, **kwargs
+        )
     except CamcliError:
         raise
     except Exception as error:  # timm's converters of checkpoints raise many kinds on foreign ones
@@ -207,7 +220,9 @@ def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess:
 
 
 def labels(config: ModelConfig, module: nn.Module | None) -> tuple[str, ...] | None:
-    """The ImageNet labels that fit the head, or None for another head."""
+    """Those of a saved model, or the ImageNet labels that fit the head; None for another head."""
+    if own := _own_labels(config):
+        return own
     subset = infer_imagenet_subset(module or _head(config))
     if subset is None:
         return None
@@ -219,8 +234,45 @@ def _head(config: ModelConfig) -> dict[str, Any]:
     """What tells the labels where there is no module."""
     if config.num_classes or "num_classes" in config.kwargs:
         return {"num_classes": config.kwargs.get("num_classes", config.num_classes)}
+    if _is_saved(config):
+        return {"num_classes": _told(config).get("num_classes")}
     cfg = _pretrained_cfg(config.name)
     return {"num_classes": cfg.num_classes if cfg else None}
+
+
+def _is_saved(config: ModelConfig) -> bool:
+    """Whether the model is a folder that timm has saved, here or on the hub."""
+    return config.path is not None or config.name.startswith(_SAVED)
+
+
+def _folder(config: ModelConfig, offline: bool, with_weights: bool) -> Path:
+    """Where a saved model is; raises ConfigError or ModelError where it is not."""
+    kind, _, place = ("local-dir:", "", config.path) if config.path else config.name.partition(":")
+    if kind.startswith("hf-hub"):
+        return hub.folder_of(place, offline, with_weights)
+    folder = Path(os.path.expanduser(place))
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{folder}: holds no config.json; a folder that timm.models.save_for_hf has written is wanted"
+        )
+    return folder
+
+
+def _called(config: ModelConfig) -> str:
+    """As timm builds it, from the disk alone."""
+    return f"local-dir:{_folder(config, False, False)}" if _is_saved(config) else config.name
+
+
+def _own_labels(config: ModelConfig) -> tuple[str, ...] | None:
+    """The `label_names` in the folder of a saved model."""
+    told = _told(config) if _is_saved(config) else {}
+    return ordered(told.get("label_names")) or labels_in(told)
+
+
+def _told(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a saved model."""
+    found: dict[str, Any] = json.loads((_folder(config, False, False) / "config.json").read_text())
+    return found
 
 
 def _pretrained_cfg(name: str) -> Any:
