@@ -471,8 +471,8 @@ def test_layers_are_named_as_people_write_them(written: str, path: str) -> None:
 @pytest.mark.parametrize(
     ("written", "words"),
     [
-        ("stages[20]", "unknown layer 'stages[20]': 'stages' (ModuleList) has 20 modules, [0] to [19]"),
-        ("stages[-21]", "'stages' (ModuleList) has 20 modules, [0] to [19]"),
+        ("stages[20]", "unknown layer 'stages[20]': 'stages' (ModuleList) goes from [0] to [19]"),
+        ("stages[-21]", "'stages' (ModuleList) goes from [0] to [19]"),
         ("stages[3][1].relu", "'stages.3.1' (ReLU) has no modules inside"),
         ("stages.x", "'stages' (ModuleList) has 0, 1, …, 11, 12, 13, 14, 15, 16, 17, 18, 19"),
         ("layer4", "unknown layer 'layer4': the model has stages, heads, features, again"),

@@ -134,7 +134,9 @@ def print_status(found: Status) -> None:
     for line in evidence_lines(found.without_evidence, found.above, found.foreign):
         typer.echo(line)
     if not found.listed:
-        typer.echo(f"the inputs cannot be listed again, so {found.unknown} images without a record are not named")
+        typer.echo(
+            f"the inputs cannot be listed again, so {counted(found.unknown, 'image')} without a record stay nameless"
+        )
     if found.todo or found.unknown or found.vanished:
         typer.echo("to go on: the same `camcli run` again" + ("; --retry-failed for the failed" * bool(found.failed)))
     elif found.failed:
@@ -159,7 +161,8 @@ def _by_versions(found: Sequence[tuple[int, Mapping[str, str]]]) -> str:
     differing = [name for name in names if len({versions.get(name) for _, versions in found}) > 1]
     parts = [", ".join(f"{name} {versions[name]}" for name in differing if name in versions) for _, versions in found]
     first, *others = [(count, part or "unknown versions") for (count, _), part in zip(found, parts, strict=True)]
-    return f"{first[0]} images were explained with {first[1]}" + "".join(f"; {n} with {part}" for n, part in others)
+    explained = "1 image was" if first[0] == 1 else f"{first[0]} images were"
+    return f"{explained} explained with {first[1]}" + "".join(f"; {n} with {part}" for n, part in others)
 
 
 def print_diagnosis(found: Diagnosis) -> None:
@@ -216,7 +219,7 @@ def print_concepts(found: Mapping[str, Any], out: Path) -> None:
         say(f"{concept['colour']}  {raised or 'raises no class'}")
     for failure in found["failures"]:
         say(f"failed: {one_line(failure['message'])}")
-    say(f"{out}: concepts.json, overlays/ of {len(found['images'])} images")
+    say(f"{out}: concepts.json, overlays/ of {counted(len(found['images']), 'image')}")
 
 
 def print_labels(found: Sequence[Mapping[str, Any]]) -> None:

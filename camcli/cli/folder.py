@@ -41,7 +41,9 @@ def merge(
         console.print_json(manifest.as_json())
     else:
         counts = manifest.counts
-        console.say(f"{out}: {counts.done} images explained, {counts.failed} failed, in one results.jsonl")
+        console.say(
+            f"{out}: {console.counted(counts.done, 'image')} explained, {counts.failed} failed, in one results.jsonl"
+        )
         for line in console.evidence_lines(manifest.without_evidence, manifest.above):
             console.say(line)
     raise typer.Exit(manifest.exit_code)

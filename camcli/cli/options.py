@@ -93,7 +93,10 @@ class ConfigOptions:
     ] = None
     weights: Annotated[str | None, _of_config("--weights", metavar="FILE", help="Of your own; none: random.")] = None
     labels: Annotated[str | None, _of_config("--labels", metavar="FILE", help="One label a line.")] = None
-    size: Annotated[str | None, _of_config("--size", metavar="SIZE", help="Of overlays: original or model.")] = None
+    size: Annotated[
+        str | None,
+        _of_config("--size", metavar="SIZE", help="Of overlays: original, model, or pixels of the longest side."),
+    ] = None
     alpha: Annotated[str | None, _of_config("--alpha", metavar="0..1", help="Opacity of the heat.")] = None
     overrides: SetOption = None
 

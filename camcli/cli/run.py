@@ -235,7 +235,9 @@ def _announce(job: Job, options: RunOptions) -> None:
     if job.shard:
         by_default = options.shard is None
         why = ", as SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT say" if by_default else ""
-        console.say(f"part {job.shard} of {len(job.items)} images{why}; `camcli merge` joins the parts")
+        console.say(
+            f"part {job.shard} of {console.counted(len(job.items), 'image')}{why}; `camcli merge` joins the parts"
+        )
     _warn_of_mixing(options.inputs, options.out)
 
 

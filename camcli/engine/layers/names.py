@@ -67,8 +67,8 @@ def _of_class(module: nn.Module, written: str) -> str | None:
 def _refuse(written: str, found: nn.Module, path: str, step: str | int) -> str:
     names = list(found._modules)
     where = f"{path!r} ({type(found).__name__})" if path else "the model"
-    if isinstance(step, int) and isinstance(found, nn.Sequential | nn.ModuleList):
-        raise UnknownLayer(f"unknown layer {written!r}: {where} has {len(names)} modules, [0] to [{len(names) - 1}]")
+    if names and isinstance(step, int) and isinstance(found, nn.Sequential | nn.ModuleList):
+        raise UnknownLayer(f"unknown layer {written!r}: {where} goes from [0] to [{len(names) - 1}]")
     raise UnknownLayer(f"unknown layer {written!r}: {where} has {_listed(names) or 'no modules inside'}")
 
 
