@@ -115,6 +115,7 @@ _add(
 )
 _add(app, folder.status, "status out")
 _add(app, folder.merge, "merge out")
+_add(app, folder.export, "export out results.csv")
 _add(app, models.doctor, "doctor", cls=TyperCommand)
 _add(app, models.layers, "layers -m torchvision/resnet50")
 _add(app, models.labels, "labels cat -m timm/resnet50")

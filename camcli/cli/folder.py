@@ -1,4 +1,4 @@
-"""`camcli status` and `camcli merge`: what there is to know and to do about a run folder, without torch."""
+"""`camcli status`, `merge` and `export`: what there is to know and to do about a run folder, without torch."""
 
 from __future__ import annotations
 
@@ -47,3 +47,13 @@ def merge(
         for line in console.evidence_lines(manifest.without_evidence, manifest.above):
             console.say(line)
     raise typer.Exit(manifest.exit_code)
+
+
+def export(
+    out: Annotated[Path, typer.Argument(parser=folder_name, metavar="OUT", help="Run folder.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="results.csv, results.jsonl or results.parquet.")],
+) -> None:
+    """Write a run as a table, with a row for each image and heatmap, for pandas, DuckDB and spreadsheets."""
+    from camcli.analysis.export import export as write
+
+    console.say(f"{file}: {write(out, file)} rows")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from camcli.results.claim import parts_in
 from camcli.results.ledger import Entry, Ledger, line_of, read_ledger
 from camcli.results.manifest import NOTHING, Manifest, read_manifest
 from camcli.results.report import FailureRecord, ImageRecord, parse
+from camcli.results.rows import Row, columns, rows_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,26 +52,31 @@ class Run:
 
     def records(self) -> Iterator[ImageRecord]:
         """The images that were explained, in order; raises ConfigError for a record that camcli did not write."""
-        for record in self._read(done=True):
+        for record in self.read(entry for entry in self.ledger.entries.values() if entry.done):
             assert isinstance(record, ImageRecord)
             yield record
 
     def failures(self) -> Iterator[FailureRecord]:
         """The images that failed, in order; raises as `records`."""
-        for record in self._read(done=False):
+        for record in self.read(entry for entry in self.ledger.entries.values() if not entry.done):
             assert isinstance(record, FailureRecord)
             yield record
 
-    def _read(self, done: bool) -> Iterator[ImageRecord | FailureRecord]:
-        wanted: list[Entry] = [entry for entry in self.ledger.entries.values() if entry.done == done]
-        if wanted:
-            path = results_file(self.path, self.suffix)
-            with path.open("rb") as file:
-                for entry in wanted:
-                    try:
-                        yield parse(line_of(file, entry))
-                    except ValueError as error:
-                        raise ConfigError(f"{path}: the record of {entry.id} is none of camcli's: {error}") from None
+    def read(self, entries: Iterable[Entry]) -> Iterator[ImageRecord | FailureRecord]:
+        """The records of some of the ledger's entries, in their order; raises as `records`."""
+        path = results_file(self.path, self.suffix)
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            for entry in entries:
+                try:
+                    yield parse(line_of(file, entry))
+                except ValueError as error:
+                    raise ConfigError(f"{path}: the record of {entry.id} is none of camcli's: {error}") from None
+
+    def rows(self) -> Iterator[Row]:
+        """The run as a table: a row for each image and heatmap, in order; raises as `records`."""
+        return rows_of(self.read(self.ledger.entries.values()))
 
     def overlay(self, record: ImageRecord, index: int = 0) -> Path:
         """The overlay of one of a record's heatmaps."""
@@ -91,22 +97,10 @@ class Run:
         return _from_png(self.path / names[index], heatmap.signed)
 
     def to_pandas(self) -> Any:
-        """A DataFrame with a row for each image and heatmap; needs pandas."""
+        """`rows` as a DataFrame; needs pandas."""
         import pandas  # type: ignore[import-untyped]
 
-        rows = [
-            {
-                "id": record.id,
-                "top1": record.predictions[0].label,
-                "probability": record.predictions[0].probability,
-                **{key: value for key, value in asdict(heatmap).items() if key not in ("target", "against")},
-                "target": heatmap.target.label if heatmap.target else None,
-                "target_probability": heatmap.target.probability if heatmap.target else None,
-            }
-            for record in self.records()
-            for heatmap in record.heatmaps
-        ]
-        return pandas.DataFrame(rows)
+        return pandas.DataFrame([row.cells() for row in self.rows()], columns=list(columns()))
 
 
 def run_in(path: Path, suffix: str = "") -> Run:
