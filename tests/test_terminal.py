@@ -140,6 +140,16 @@ def test_a_model_of_one_library_alone_needs_no_library(name: str, full: str) -> 
     assert ConfigOptions(model=name).load().config.model == ModelConfig.model_validate(full)
 
 
+def test_a_config_names_the_library(camcli: Camcli, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("model: resnet18")
+    ended = camcli("config", "check", tmp_path / "c.yaml")
+    words = (
+        "c.yaml:1:1: model: 'resnet18' names no library: write timm/resnet18 or torchvision/resnet18; `camcli models "
+    )
+    assert (ended.code, words in ended.err) == (2, True), ended.err
+    assert "write timm/resnet18 or torchvision/resnet18" in camcli("models", "fetch", "resnet18").err
+
+
 def test_models_are_found_by_a_part_of_their_name_with_their_weights(camcli: Camcli) -> None:
     found = {f"{e['source']}/{e['name']}": e["tags"] for e in json.loads(camcli("models", "squeezenet", "--json").out)}
     assert found == {f"torchvision/squeezenet1_{i}": ["IMAGENET1K_V1"] for i in (0, 1)}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from camcli.results.status import Status
 
 PIPED_COLUMNS = 160
+NARROW = 80
 _COLOURS = {"failed": "red", "camcli": "red", "warning": "yellow", "next": "green"}
 """Of the word before the colon of a message."""
 
@@ -244,7 +245,11 @@ def print_models(entries: Sequence[Entry]) -> None:
     from rich.table import Table
 
     table = Table("model", "cached", "input", "parameters", "weights", box=None, pad_edge=False)
-    table.columns[0].overflow = "fold"
+    table.columns[0].no_wrap = terminal(stderr=False).width >= NARROW
+    for column in table.columns[1:4]:
+        column.no_wrap = True
+    for column in (table.columns[0], table.columns[4]):
+        column.overflow = "fold"
     for entry in entries:
         parameters = f"{entry.parameters / 1e6:.1f} M" if entry.parameters else ""
         height, width = entry.input_size

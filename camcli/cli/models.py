@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from camcli.cli import console
-from camcli.cli.options import AllowCodeOption, ConfigOption, JsonOption, ModelOption, OfflineOption, SetOption, load
+from camcli.cli.options import (
+    AllowCodeOption,
+    ConfigOption,
+    JsonOption,
+    ModelOption,
+    OfflineOption,
+    SetOption,
+    load,
+    with_source,
+)
 from camcli.errors import ConfigError
 
 
@@ -33,7 +42,7 @@ def fetch(
     """Download weights ahead of time and print where they are."""
     from camcli.models import source
 
-    for name in names:
+    for name in map(with_source, names):
         typer.echo(f"{name}\t{source.fetch(name, offline)}")
 
 

@@ -140,7 +140,10 @@ def expand_model(short: str) -> dict[str, str]:
     """`timm/resnet50.a1_in1k` as the section that it stands for; raises ValueError where no source is named."""
     source, slash, name = short.partition("/")
     if not slash and source not in get_args(Source):
-        raise ValueError(f"{short!r} names no library: write timm/{short} or torchvision/{short}")
+        raise ValueError(
+            f"{short!r} names no library: write timm/{short} or torchvision/{short}; "
+            f"`camcli models {short}` says which has it"
+        )
     return {"source": source, "name": name or source}
 
 
