@@ -164,7 +164,7 @@ def test_a_defect_without_a_run_folder_is_logged_with_the_users_state(
         assert len(ended.err.splitlines()) == 1
         assert str(state) in ended.err
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr("camcli.engine.methods.listed", broken)
+    monkeypatch.setattr("camcli.engine.methods.table.listed", broken)
     assert camcli("methods").code == 70
 
 
@@ -184,7 +184,7 @@ def test_an_interrupt_outside_a_run_is_130(camcli: Camcli, monkeypatch: pytest.M
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("camcli.engine.methods.listed", interrupted)
+    monkeypatch.setattr("camcli.engine.methods.table.listed", interrupted)
     assert camcli("methods").code == 130
 
 

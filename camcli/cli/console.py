@@ -81,9 +81,13 @@ def say(text: str, event: str = "note", **fields: Any) -> None:
     typer.echo(event_line(event, message=text, **fields) if _STANDARD_ERROR.as_json else as_text, err=True)
 
 
-def coloured(stream: TextIO) -> bool:
-    """Whether to write colours: on a terminal, unless NO_COLOR (https://no-color.org) is set."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def coloured(stream: TextIO | None) -> bool:
+    """Whether to write colours: on a terminal, unless NO_COLOR (https://no-color.org) is set; None: a closed stream."""
+    return _is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
 
 
 def terminal(stderr: bool = True) -> Console:
@@ -91,7 +95,7 @@ def terminal(stderr: bool = True) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPED_COLUMNS
+    width = None if _is_terminal(stream) or os.environ.get("COLUMNS") else PIPED_COLUMNS
     return Console(stderr=stderr, width=width, color_system="auto" if coloured(stream) else None, highlight=False)
 
 
