@@ -63,6 +63,8 @@ RESOLVED: dict[str, Any] = {
     "input.std": [0.2, 0.2, 0.2],
     "input.interpolation": "nearest",
     "input.crop": "pad",
+    "input.channels": 1,
+    "input.range": [0.0, 1.0],
 }
 FOUND: dict[str, Any] = {
     "weights_sha256": "1" * 64,

@@ -98,7 +98,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str, str]] = {
     "another number of channels": (
         lambda s: {n: t[:, :1] if n == "conv1.0.weight" else t for n, t in s.items()},
         "",
-        "it takes images of 1 channels: set model.kwargs.in_chans and input.channels to 1",
+        "It takes images of 1 channels: set model.kwargs.in_chans and input.channels to 1",
     ),
     "two networks": (
         lambda s: {"student": s, "teacher": s},

@@ -50,6 +50,7 @@ def _no_number(value: Any) -> Any:
 Switch = Annotated[bool, BeforeValidator(_no_number)]
 Unit = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_switch)]
 Spread = Annotated[float, Field(gt=0), BeforeValidator(_no_switch)]
+Level = Annotated[float, BeforeValidator(_no_switch)]
 Positive = Annotated[int, Field(ge=1), BeforeValidator(_no_switch)]
 Percent = Annotated[int, Field(ge=1, le=100), BeforeValidator(_no_switch)]
 LEAST_MEMORY = 1 << 20
@@ -190,18 +191,41 @@ class TargetsConfig(Section):
         return {"else" if name == "otherwise" else name: value for name, value in dump(self).items()}
 
 
+Range = tuple[Level, Level] | Literal["dtype", "percentile"]
+
+
 class InputConfig(Section):
     """How an image becomes the model's input; null means: as the weights were trained."""
 
     size: tuple[Positive, Positive] | None = Field(None, description="[height, width] in pixels, or one number.")
-    mean: tuple[Unit, Unit, Unit] | None = Field(None, description="Per channel, on a 0..1 scale.")
-    std: tuple[Spread, Spread, Spread] | None = Field(None, description="Per channel, on a 0..1 scale.")
+    mean: tuple[Unit, ...] | None = Field(None, description="Per channel, on a 0..1 scale.")
+    std: tuple[Spread, ...] | None = Field(None, description="Per channel, on a 0..1 scale.")
+    channels: Literal[1, 3] | None = Field(None, description="3: RGB; 1: grey.")
+    range: Range | None = Field(
+        None,
+        description="Which values of grey images are black and white: [lo, hi], `dtype` (all that the type holds) or "
+        "`percentile` (1 and 99 %); null: 8 and 16 bits in full, a DICOM file's window, else minimum and maximum.",
+    )
     interpolation: Interpolation | None = Field(None, description="Filter of the resize, antialiased.")
     crop: Crop | None = Field(
         None,
         description="center: short side resized, middle cut out; squash: whole image, ratio lost; "
         "pad: whole image, ratio kept, borders filled with the mean.",
     )
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _each_channel(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and len(value) not in (1, 3):
+            raise ValueError("one number for grey or three for red, green and blue are wanted")
+        return value
+
+    @field_validator("range")
+    @classmethod
+    def _rising(cls, value: Range | None) -> Range | None:
+        if isinstance(value, tuple) and not value[0] < value[1]:
+            raise ValueError("the first value is black and the second, higher one white")
+        return value
 
     @field_validator("size", mode="before")
     @classmethod

@@ -45,7 +45,7 @@ def find_batch_size(engine: Engine, images: int) -> int:
 
 def _seconds(engine: Engine, size: int) -> float:
     """The shortest of a few times for a forward pass and a backward pass of the likeliest class."""
-    pixels = torch.zeros((size, *engine.model.preprocess.size, 3), dtype=torch.uint8)
+    pixels = torch.zeros((size, *engine.model.preprocess.size, engine.model.preprocess.channels), dtype=torch.uint8)
     taken = []
     for _ in range(LOOKS):
         start = time.perf_counter()

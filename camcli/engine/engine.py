@@ -105,8 +105,8 @@ class Engine:
         self.smoothing = smoothing
         self.timing: Timing = _untimed
         self.passing: Callable[[], None] = _unnoticed
-        self._mean = torch.tensor(model.preprocess.mean, device=self.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(model.preprocess.std, device=self.device).view(1, 3, 1, 1)
+        self._mean = torch.tensor(model.preprocess.mean, device=self.device).view(1, -1, 1, 1)
+        self._std = torch.tensor(model.preprocess.std, device=self.device).view(1, -1, 1, 1)
         self._refuse_unsmoothable()
 
     def replica(self) -> Engine:

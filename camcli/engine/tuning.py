@@ -32,7 +32,7 @@ def _looking_inside(engine: Engine) -> list[str]:
 
 def _noise(engine: Engine) -> torch.Tensor:
     """float32 [1,3,H,W]: unlike one flat colour, it reaches what networks do with edges."""
-    size = (1, *engine.model.preprocess.size, 3)
+    size = (1, *engine.model.preprocess.size, engine.model.preprocess.channels)
     return engine.normalise(torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
 
 
@@ -50,7 +50,8 @@ def compile_backbone(engine: Engine) -> None:
 
 def warm_up(engine: Engine, batch_size: int) -> None:
     """One batch, so that compiling fails before the run if it fails; raises ConfigError."""
-    pixels = torch.zeros(batch_size, *engine.model.preprocess.size, 3, dtype=torch.uint8)
+    preprocess = engine.model.preprocess
+    pixels = torch.zeros(batch_size, *preprocess.size, preprocess.channels, dtype=torch.uint8)
     try:
         engine.explain(pixels, likeliest)
     except Exception as error:  # the compiler raises many kinds

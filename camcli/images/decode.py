@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from camcli.config.schema import Crop, InputConfig, Interpolation
+from camcli.config.schema import Crop, InputConfig, Interpolation, Range
 from camcli.errors import CamcliError, ItemError
+from camcli.images import dicom
+from camcli.images.dicom import is_dicom
 from camcli.images.formats import FORMATS
 from camcli.images.memory import Budget
 from camcli.images.read import Source, refuse_exhausted
@@ -41,6 +43,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# What `input.range: percentile` leaves black and white.
+PERCENTILES = (1.0, 99.0)
 _GREY_DEPTHS = ("I;16", "I;16L", "I;16B", "I", "F")
 # Bytes of a pixel in Pillow's memory: RGB is stored with a fourth, unused one.
 RGB_BYTES = 4
@@ -51,6 +55,8 @@ _LARGEST_MODE_BYTES = 4
 _GREY_BYTES, _CLEAR_BYTES, _PROGRESSIVE_BYTES = 20, 12, 6
 _DECODER_BYTES = {"WEBP": 12, "AVIF": 12, "JPEG2000": 12, "TIFF": 4, "GIF": 4, "ICO": 4}
 _NO_LIMIT = Budget(1 << 62)
+
+Pixels = NDArray[Any]
 
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -63,15 +69,19 @@ class Preprocess:
     size: (height, width) of the input in pixels.
     resize: (height, width) that the image is made to cover (crop `center`), become (`squash`) or fit (`pad`)
         before the middle is cut out.
-    mean, std: per RGB channel on a 0..1 scale.
+    mean, std: per channel on a 0..1 scale.
+    channels: 3 (RGB) or 1 (grey). range: which values of grey images are black and white; None: all of 8 and 16 bits,
+        the window of a DICOM file, and minimum and maximum of anything else.
     """
 
     size: tuple[int, int]
     resize: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: Interpolation
     crop: Crop
+    channels: Literal[1, 3] = 3
+    range: Range | None = None
 
     def override(self, config: InputConfig) -> Preprocess:
         """This with the fields that the user set; a new size keeps its margin, a new crop mode has none."""
@@ -83,12 +93,21 @@ class Preprocess:
                 round(new * old_resize / old)
                 for new, old, old_resize in zip(config.size, self.size, self.resize, strict=True)
             )
-        return replace(self, **given)
+        found = replace(self, **given)
+        mean, std = (_spread(values, found.channels) for values in (found.mean, found.std))
+        return replace(found, mean=mean, std=std)
+
+
+def _spread(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """One number for each channel: their mean for one, the same for three."""
+    if len(values) == channels:
+        return values
+    return (sum(values) / len(values),) * channels
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedImage:
-    """An image as the model sees it: input, uint8 [H,W,3], covers the box `seen` of it.
+    """An image as the model sees it: input, uint8 or float32 [H,W,C] on 0..255, covers the box `seen` of it.
 
     image: RGB, EXIF orientation applied, perhaps made smaller; None where its own pixels are not wanted or were left
         behind.
@@ -97,7 +116,7 @@ class LoadedImage:
 
     image: Image.Image | None
     size: tuple[int, int]
-    input: NDArray[np.uint8]
+    input: Pixels
     seen: Box
     cost: int = 0
 
@@ -125,10 +144,10 @@ def loading(
     """
     source = Source(source) if isinstance(source, Path) else source
     with ExitStack() as stack:
-        image, size, cost = _decoded(source, keep, budget, stack, more)
+        image, size, cost = _decoded(source, keep, budget, stack, more, scale=preprocess.range)
         try:
             array, seen = model_input(image, preprocess)
-            kept = shrunk(image, keep) if keep else None
+            kept = _visible(shrunk(image, keep)) if keep else None
         except (MemoryError, ValueError) as error:
             raise ItemError("decode", type(error).__name__, f"{source.path}: cannot be resized: {error}") from None
         del image
@@ -143,7 +162,7 @@ def pixels(source: Source, keep: int, budget: Budget, more: int = 0) -> Iterator
     """
     with ExitStack() as stack:
         image, size, _ = _decoded(source, keep, budget, stack, more, draft=True)
-        yield shrunk(image, keep), size
+        yield _visible(shrunk(image, keep)), size
 
 
 def shrunk(image: Image.Image, longest: int) -> Image.Image:
@@ -163,8 +182,8 @@ def prepare_image(source: Path | Image.Image, preprocess: Preprocess) -> LoadedI
     """An image file, or one that is open already, with its own pixels; raises ItemError as `load_image`."""
     if isinstance(source, Path):
         return load_image(source, preprocess)
-    image = _to_rgb(_upright(source))
-    return LoadedImage(image, image.size, *model_input(image, preprocess))
+    image = _to_rgb_or_grey(_upright(source), preprocess.range)
+    return LoadedImage(_visible(image), image.size, *model_input(image, preprocess))
 
 
 def decode(path: Path) -> Image.Image:
@@ -174,24 +193,33 @@ def decode(path: Path) -> Image.Image:
     what classifiers were trained on.
     """
     with ExitStack() as stack:
-        return _decoded(Source(path), WHOLE, _NO_LIMIT, stack)[0]
+        return _visible(_decoded(Source(path), WHOLE, _NO_LIMIT, stack)[0])
 
 
 def _decoded(
-    source: Source, keep: int, budget: Budget, stack: ExitStack, more: int = 0, draft: bool = False
+    source: Source,
+    keep: int,
+    budget: Budget,
+    stack: ExitStack,
+    more: int = 0,
+    draft: bool = False,
+    scale: Range | None = None,
 ) -> tuple[Image.Image, tuple[int, int], int]:
-    """The image, its size in the file, upright, and the bytes that it took, with those of making it smaller.
+    """The image, RGB or grey (`_to_rgb_or_grey`), its size in the file, upright, and the bytes that it took.
 
-    These are counted in `budget` until `stack` ends. draft: it may be a smaller one, with at least `keep` pixels along
-    its longest side.
+    These, and those of making it smaller, are counted in `budget` until `stack` ends. draft: it may be a smaller one,
+    with at least `keep` pixels along its longest side. scale: as `Preprocess.range`.
     """
     path = source.path
     try:
-        with source.opened(budget) as file, _open(file) as image:
+        with source.opened(budget) as file:
+            if is_dicom(file):
+                return _medical(file, str(path), keep, budget, stack, more, scale)
+            image = stack.enter_context(_open(file))
             factor = _draft(image, keep) if draft else 1
             cost = _cost(image) + _shrinking_cost(image.size, keep)
             stack.enter_context(budget.room(cost + more))
-            found = _to_rgb(_upright(image))
+            found = _to_rgb_or_grey(_upright(image), scale)
             return found, (found.width * factor, found.height * factor), cost
     except (ItemError, CamcliError):
         raise
@@ -261,30 +289,72 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB on 0..255: deep grey is scaled from its own range, transparency laid on white."""
-    if image.mode in _GREY_DEPTHS:
-        image = _scaled_grey(image)
+def _medical(
+    file: BinaryIO, name: str, keep: int, budget: Budget, stack: ExitStack, more: int, scale: Range | None
+) -> tuple[Image.Image, tuple[int, int], int]:
+    """As `_decoded`, of a DICOM file."""
+    dataset = dicom.header(file, name)
+    cost = dicom.cost(dataset) + _shrinking_cost((int(dataset.Columns), int(dataset.Rows)), keep)
+    stack.enter_context(budget.room(cost + more))
+    found = dicom.grey_or_rgb(file, name)
+    if isinstance(found, tuple):
+        values, window, inverted = found
+        grey = _scaled(values, *_limits(values, "", scale or window))
+        found = Image.fromarray(255 - grey if inverted else grey)
+    return found, found.size, cost
+
+
+def _to_rgb_or_grey(image: Image.Image, scale: Range | None = None) -> Image.Image:
+    """RGB, transparency laid on white; of deep or rescaled grey mode F, so that no depth is lost. All on 0..255."""
+    if image.mode in _GREY_DEPTHS or (scale is not None and image.mode == "L"):
+        values = np.asarray(image, dtype=np.float32)
+        return Image.fromarray(_scaled(values, *_limits(values, image.mode, scale)))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _scaled_grey(image: Image.Image) -> Image.Image:
-    """16-bit grey divided by its full range; other deep grey stretched from its minimum to its maximum."""
-    values = np.asarray(image, dtype=np.float32)
-    if image.mode.startswith("I;16"):
-        low, high = 0.0, 65535.0
-    else:
-        values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
-        low, high = float(values.min()), float(values.max())
+def as_rgb(pixels: Pixels) -> Image.Image:
+    """A model's input [H,W,C] as an image."""
+    grey = np.rint(pixels).astype(np.uint8, copy=False)
+    return Image.fromarray(np.repeat(grey, 3 // grey.shape[2], axis=2))
+
+
+def _visible(image: Image.Image) -> Image.Image:
+    """RGB for eyes."""
+    if image.mode == "RGB":
+        return image
+    return Image.fromarray(np.rint(np.asarray(image)).astype(np.uint8)).convert("RGB")
+
+
+def _limits(values: NDArray[np.float32], mode: str, scale: Range | None) -> tuple[float, float]:
+    """The values that are black and white; mode: Pillow's, empty where there is none."""
+    if isinstance(scale, tuple):
+        return scale
+    if scale == "percentile":
+        low, high = np.percentile(values[np.isfinite(values)], PERCENTILES) if np.isfinite(values).any() else (0, 0)
+        return float(low), float(high)
+    if mode == "L":
+        return 0.0, 255.0
+    if mode.startswith("I;16") or (scale == "dtype" and mode == "I"):
+        return 0.0, 65535.0
+    if scale == "dtype" and mode == "F":
+        return 0.0, 1.0
+    finite = np.nan_to_num(values, posinf=0.0, neginf=0.0)
+    return float(finite.min()), float(finite.max())
+
+
+def _scaled(values: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+    """float32 on 0..255, from `low` to `high`; what is no number is as 0 was."""
+    values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
     span = high / 2 - low / 2  # halves, because the whole of a float's range is no float
-    scaled = (values / 2 - np.float32(low / 2)) / np.float32(max(span, 1e-12)) * 255
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+    scaled = (values / 2 - np.float32(low / 2)) / np.float32(max(span, 1e-12)) * np.float32(255)
+    grey: NDArray[np.float32] = scaled.clip(0, 255).astype(np.float32, copy=False)
+    return grey
 
 
-def model_input(image: Image.Image, preprocess: Preprocess) -> tuple[NDArray[np.uint8], Box]:
-    """The model's input, uint8 [H,W,3], and the box of the image that it covers.
+def model_input(image: Image.Image, preprocess: Preprocess) -> tuple[Pixels, Box]:
+    """The model's input [H,W,C] on 0..255, and the box of the image that it covers: uint8, of mode F float32.
 
     The image is resized to `full`, and the input is the window of the input's size in its middle; a window
     larger than the resized image is filled with the mean colour.
@@ -297,7 +367,11 @@ def model_input(image: Image.Image, preprocess: Preprocess) -> tuple[NDArray[np.
     inner = (max(left, 0), max(top, 0), min(left + w, full_w), min(top + h, full_h))
     region = (inner[0] * per_x, inner[1] * per_y, inner[2] * per_x, inner[3] * per_y)
     size = (inner[2] - inner[0], inner[3] - inner[1])
+    if preprocess.channels == 1 and image.mode == "RGB":
+        image = image.convert("L")
     pixels = np.array(image.resize(size, _FILTERS[preprocess.interpolation], region, REDUCING_GAP))
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels.clip(0, 255)[..., None], preprocess.channels, axis=2)
     if size != (w, h):
         pixels = _framed(pixels, inner[0] - left, inner[1] - top, preprocess)
     return pixels, Box(left * per_x, top * per_y, (left + w) * per_x, (top + h) * per_y)
@@ -314,9 +388,9 @@ def full_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, int
     return resize_w, max(1, int(resize_w * height / width))
 
 
-def _framed(pixels: NDArray[np.uint8], x: int, y: int, preprocess: Preprocess) -> NDArray[np.uint8]:
+def _framed(pixels: Pixels, x: int, y: int, preprocess: Preprocess) -> Pixels:
     """`pixels` at (x, y) on a canvas of the input's size in the mean colour."""
-    canvas = np.empty((*preprocess.size, 3), dtype=np.uint8)
+    canvas = np.empty((*preprocess.size, pixels.shape[2]), dtype=pixels.dtype)
     canvas[:] = [round(255 * m) for m in preprocess.mean]
     canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
     return canvas

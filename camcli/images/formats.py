@@ -7,6 +7,7 @@ data of instruments.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 FORMATS: Mapping[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -22,4 +23,6 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
     "AVIF": (".avif", ".avifs"),
     "ICO": (".ico",),
 }
-EXTENSIONS = tuple(extension for group in FORMATS.values() for extension in group)
+MEDICAL = (".dcm", ".dicom") if find_spec("pydicom") else ()
+"""Of files that pydicom reads, where it is installed."""
+EXTENSIONS = (*(extension for group in FORMATS.values() for extension in group), *MEDICAL)

@@ -176,7 +176,7 @@ def _advice(
     if not missing and not more and rows is not None and classes is not None:
         return f"model.num_classes is {classes}, but its head has {rows} rows: set it to {rows}, or leave it out"
     if not missing and not more and (channels := _channels(tensors, shapes, other)):
-        return f"it takes images of {channels} channels: set model.kwargs.in_chans and input.channels to {channels}"
+        return f"It takes images of {channels} channels: set model.kwargs.in_chans and input.channels to {channels}"
     heads = {name.rpartition(".")[0] for name in (*missing, *more)}
     if missing and more and len(missing) + len(more) <= len(shapes) // 4 and len(heads) <= 6:
         here, there = _owners(missing), _owners(more)

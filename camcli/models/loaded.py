@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from camcli.images.decode import Preprocess
 
@@ -47,3 +49,18 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
     code: str | None = None
     code_sha256: str | None = None
+
+    @contextmanager
+    def in_colour(self) -> Iterator[nn.Module]:
+        """Inside, the module takes [B,3,H,W], whatever channels its inputs have: to look at it as at any other."""
+        grey = self.preprocess.channels == 1
+        handle = self.module.register_forward_pre_hook(_to_grey) if grey else None
+        try:
+            yield self.module
+        finally:
+            if handle:
+                handle.remove()
+
+
+def _to_grey(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (args[0].mean(dim=1, keepdim=True), *args[1:])

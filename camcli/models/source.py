@@ -113,7 +113,7 @@ def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) 
     if config.output is not None:
         module = pick(module, config.output)
     preprocess = _preprocess(source.preprocess(config, module), inputs, module, config.name)
-    classes = _class_count(module, config.name, preprocess.size)
+    classes = _class_count(module, config.name, preprocess)
     default: Literal["softmax", "sigmoid"] = "sigmoid" if config.source == "demo" else "softmax"
     return LoadedModel(
         module,
@@ -136,7 +136,7 @@ def model_from_module(
     """A frozen classifier of one's own; raises ConfigError where its input or its labels are not known."""
     name = type(module).__name__
     wanted = _preprocess(preprocess, InputConfig(), module, name)
-    classes = _class_count(module, name, wanted.size)
+    classes = _class_count(module, name, wanted)
     named = tuple(labels) if labels is not None else tuple(f"class_{i}" for i in range(classes))
     if len(named) != classes:
         raise ConfigError(f"{len(named)} labels for {classes} classes: give one for each")
@@ -189,14 +189,20 @@ def _check_hash(config: ModelConfig, file: Path | None) -> None:
         raise ModelError(f"{file or 'random weights'}: has SHA-256 {digest}, but model.weights_sha256 is {wanted}")
 
 
-def _class_count(module: nn.Module, name: str, size: tuple[int, int]) -> int:
+def _class_count(module: nn.Module, name: str, preprocess: Preprocess) -> int:
     """K of the logits [1,K] for one empty input; raises ConfigError when the model does not take the size."""
     try:
         with torch.inference_mode():
-            logits = module(torch.zeros(1, 3, *size))
+            logits = module(torch.zeros(1, preprocess.channels, *preprocess.size))
     except CamcliError:
         raise
     except Exception as error:  # as above
+        size, channels = preprocess.size, preprocess.channels
+        if "channels" in str(error):
+            raise ConfigError(
+                f"{name} does not take images of {channels} channels ({short(error)}); set input.channels to 1 or 3, "
+                "or model.kwargs.in_chans"
+            ) from None
         raise ConfigError(
             f"{name} does not take an input of {size[0]}x{size[1]} px ({short(error)}); set input.size, "
             "or the size that it is built for in model.kwargs (often img_size or image_size)"

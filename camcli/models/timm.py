@@ -18,12 +18,12 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.layers import to_2tuple
 from torch import nn
 
-from camcli.config.schema import Crop, ModelConfig
+from camcli.config.schema import Crop, InputConfig, ModelConfig
 from camcli.errors import CamcliError, ConfigError, ModelError
 from camcli.images.decode import Preprocess
 from camcli.models import hub, weights
 from camcli.models.checkpoint import Checkpoint, read_checkpoint
-from camcli.models.fit import CHECK, Built, build_with, fitted, unfit
+from camcli.models.fit import CHECK, Built, build_with, fitted, head_rows, shapes_of, unfit
 from camcli.models.labels import labels_in, ordered
 from camcli.models.loaded import Entry
 from camcli.models.names import unknown
@@ -161,6 +161,9 @@ def _converted(config: ModelConfig, checkpoint: Checkpoint) -> Built | None:
     """With what timm makes of a file of another library or another input size; None where that does not fit either."""
     plain = _make(config, config.num_classes)
     fit = fitted(checkpoint, plain.state_dict())
+    if config.num_classes is None and (rows := head_rows(fit.tensors, shapes_of(plain))):
+        config = config.model_copy(update={"num_classes": rows})
+        plain = _make(config, rows)
     try:
         module = _by_timm(config, checkpoint.path, {"state_dict": dict(fit.tensors)})
     except ModelError:
@@ -216,7 +219,7 @@ def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess:
         tuple(data["std"]),
         "bilinear" if interpolation == "random" else interpolation,
         _CROPS[data["crop_mode"]],
-    )
+    ).override(InputConfig(channels=1 if config.kwargs.get("in_chans") == 1 else 3))
 
 
 def labels(config: ModelConfig, module: nn.Module | None) -> tuple[str, ...] | None:

@@ -151,7 +151,7 @@ class Engines(Generic[A]):
 
     def _noise(self) -> Tensor:
         """uint8 [1,H,W,3], always the same."""
-        size = (1, *self.preprocess.size, 3)
+        size = (1, *self.preprocess.size, self.preprocess.channels)
         return torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
     def _choose_some(self, probabilities: NDArray[np.float32]) -> list[Target]:

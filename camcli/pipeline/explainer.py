@@ -51,7 +51,7 @@ class Explanation:
     seen: Box
     predictions: tuple[Prediction, ...]
     heatmaps: tuple[Heatmap, ...]
-    input: NDArray[np.uint8]
+    input: NDArray[Any]
 
     def peak(self, index: int = 0) -> tuple[int, int] | None:
         """Pixel (x, y) of the image at the centre of the hottest cell of a heatmap; None where it is empty."""
@@ -213,13 +213,17 @@ def _layers(model: LoadedModel, config: RunConfig) -> list[TargetLayer]:
     if model.source != "module":
         return resolve_layers(model, config)
     paths = [None if path == "auto" else path for path in config.layer]
-    return [resolve_layer(model.module, model.preprocess.size, path) for path in paths]
+    with model.in_colour() as module:
+        return [resolve_layer(module, model.preprocess.size, path) for path in paths]
 
 
 def _load(image: ImageLike, preprocess: Preprocess) -> LoadedImage:
     """Raises ItemError for what is no image, and ConfigError for arrays of another shape."""
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
-            raise ConfigError(f"an array of {image.dtype} {list(image.shape)}: give uint8 [H,W,3] or [H,W]")
+        deep = image.dtype == np.uint16 and image.ndim == 2
+        if not deep and (image.dtype != np.uint8 or image.ndim not in (2, 3)):
+            raise ConfigError(
+                f"an array of {image.dtype} {list(image.shape)}: give uint8 [H,W,3] or [H,W], or uint16 [H,W]"
+            )
         image = Image.fromarray(image)
     return prepare_image(image if isinstance(image, Image.Image) else Path(image), preprocess)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,7 +141,7 @@ def _precision(config: RunConfig, engine: Engine, items: Sequence[Item], earlier
 
 def _some_inputs(items: Sequence[Item], preprocess: Preprocess) -> Tensor:
     """The model's inputs, uint8 [B,H,W,3], of images from all over the run that can be read."""
-    found: list[NDArray[np.uint8]] = []
+    found: list[NDArray[Any]] = []
     step = max(1, len(items) // PROBED)
     for item in islice(chain.from_iterable(items[start::step] for start in range(step)), 4 * PROBED):
         if len(found) == PROBED:
@@ -192,7 +193,8 @@ def candidates(config: RunConfig, offline: bool = False) -> list[Candidate]:
     """The layers of the model of `config` that maps can be read from."""
     with device_faults(torch.device("cpu")):
         model = load_model(config.model, config.input, offline)
-        return list_candidates(model.module, model.preprocess.size)
+        with model.in_colour() as module:
+            return list_candidates(module, model.preprocess.size)
 
 
 def resolve_layers(model: LoadedModel, config: RunConfig) -> list[TargetLayer]:
@@ -200,7 +202,8 @@ def resolve_layers(model: LoadedModel, config: RunConfig) -> list[TargetLayer]:
     size = model.preprocess.size
     asked = [config.model.model_dump(exclude={"weights", "labels"}), model.weights_sha256, model.code_sha256, size]
     paths = [None if path == "auto" else path for path in config.layer]
-    return [resolve_cached(json.dumps([*asked, versions(), path]), model.module, size, path) for path in paths]
+    with model.in_colour() as module:
+        return [resolve_cached(json.dumps([*asked, versions(), path]), module, size, path) for path in paths]
 
 
 def devices_of(names: str) -> list[torch.device]:

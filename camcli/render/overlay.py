@@ -10,7 +10,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from camcli.config.schema import OverlayConfig
-from camcli.images.decode import WHOLE, LoadedImage, shrunk
+from camcli.images.decode import WHOLE, LoadedImage, as_rgb, shrunk
 from camcli.images.geometry import Heat
 from camcli.records import Box, Heatmap, ImageResult, Prediction
 from camcli.render.styles import STYLES, layer_of
@@ -60,7 +60,7 @@ def paint(
 def canvas(loaded: LoadedImage, config: OverlayConfig) -> tuple[Image.Image, Box]:
     """What is painted on, and the box of it that the model saw."""
     if config.size == "model":
-        image = Image.fromarray(loaded.input)
+        image = as_rgb(loaded.input)
         return image, Box(0, 0, image.width, image.height)
     assert loaded.image is not None, "an overlay of this size needs the image's own pixels"
     image, seen = shrunk(loaded.image, longest(config)), loaded.seen
