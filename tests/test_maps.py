@@ -244,7 +244,7 @@ class Scaled(Small):
 
 INDEPENDENT = ("eigencam", "kpcacam", "fem", "ablationcam", "fullgrad")
 """Their raw values do not change with the scale of the logits."""
-CURVED = ("gradcam++", "smooth-gradcam++", "finercam", "scorecam", "iscam", "sscam")
+CURVED = ("gradcam++", "smooth-gradcam++", "finercam", "scorecam", "iscam", "sscam", "rise", "igos", "igos++")
 """Their formulas do not scale with the logits."""
 
 

@@ -35,9 +35,13 @@ from tests.oracles import correlation
 from tests.test_engine import layer_of, pixels
 
 SIDE = 64
-CHEAP = OptionsConfig(chunk=8, max_channels=6, patch=32, stride=32, steps=3, samples=2)
+CHEAP = OptionsConfig(
+    chunk=8, max_channels=6, patch=32, stride=32, steps=3, samples=2, masks=8, iterations=4, side=7, tv=0.1, l1=0.001
+)
 NAMES = list(METHODS)
 BEFORE_HEAD = ("cam", "gradcam", "hirescam", "xgradcam")
+SEARCHED = ("igos", "igos++")
+"""A search goes on from its own rounding, which depends on the size of the batch."""
 CLASSES = 5
 
 
@@ -104,7 +108,7 @@ def test_a_batch_gives_what_its_images_give_one_by_one(name: str) -> None:
     together = heatmaps(engine, pixels(3), [2])
     for i, [whole] in enumerate(together):
         [[alone]] = heatmaps(engine, pixels(3)[i : i + 1], [2])
-        assert np.abs(whole.heat - alone.heat).max() < 1e-5
+        assert np.abs(whole.heat - alone.heat).max() < (1e-3 if name in SEARCHED else 1e-5)
         assert whole.raw_max == pytest.approx(alone.raw_max, rel=1e-4, abs=1e-6)
 
 

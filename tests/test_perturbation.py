@@ -19,6 +19,7 @@ from camcli.config.schema import OptionsConfig
 from camcli.engine.engine import Engine
 from camcli.engine.layers import Layout, Tap, TargetLayer
 from camcli.engine.methods import METHODS
+from camcli.engine.methods.rise import RandomMasks, random_masks
 from camcli.engine.tap import Tail
 from camcli.errors import MethodError
 from camcli.images.decode import Preprocess
@@ -261,3 +262,19 @@ def test_occlusion_finds_the_only_patch_that_counts() -> None:
     raw = raw_maps(engine, torch.ones(1, 3, 60, 60), 0)[0].numpy()
     assert min(int(i) for i in np.unravel_index(raw.argmax(), raw.shape)) >= 44
     assert (raw[:40, :40] == 0).all()
+
+
+def test_rise_is_the_naive_loop_over_masks_of_the_kept_share() -> None:
+    options = RandomMasks(masks=9, grid=3, keep=0.3)
+    masks = torch.cat(list(random_masks((64, 64), options, 4)))
+    assert torch.equal(masks, torch.cat(list(random_masks((64, 64), options, 4))))
+    assert masks.shape == (9, 64, 64)
+    assert (float(masks.min()), float(masks.max())) == (0, 1)
+    many = torch.cat(list(random_masks((64, 64), RandomMasks(masks=800, grid=3, keep=0.3), 16)))
+    assert float(many.mean()) == pytest.approx(0.3, abs=0.02)
+    engine = engine_at(resnet(), TAPS["a whole stage"][1], 64, "rise", masks=9, grid=3, keep=0.3, chunk=4)
+    x = inputs(2, 64)
+    naive = torch.zeros(2, 64, 64)
+    for mask in masks:
+        naive += engine.module(x * mask).softmax(1)[:, 2, None, None] * mask / 9 / 0.3
+    assert torch.allclose(raw_maps(engine, x, 2), naive, atol=1e-5)

@@ -22,9 +22,9 @@ from tests.test_run import TINY
 
 SIDE = 32
 PATCHES = 4
-FROM_LOGITS = ("scorecam", "iscam", "sscam", "ablationcam", "reciprocam", "occlusion")
+FROM_LOGITS = ("scorecam", "iscam", "sscam", "ablationcam", "reciprocam", "occlusion", "rise")
 COSTLY = (*FROM_LOGITS, "integrated-gradients", "smoothgrad")
-OPTIONS = OptionsConfig(chunk=4, patch=16, stride=16, steps=6, samples=6, max_channels=12)
+OPTIONS = OptionsConfig(chunk=4, patch=16, stride=16, steps=6, samples=6, max_channels=12, masks=6)
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 from camcli.engine.methods import activation as activation
 from camcli.engine.methods import gradient as gradient
+from camcli.engine.methods import igos as igos
 from camcli.engine.methods import perturbation as perturbation
 from camcli.engine.methods import pixel as pixel
+from camcli.engine.methods import rise as rise
 from camcli.engine.methods.table import listed
 from camcli.engine.methods.view import METHODS, Batch, LayerView, Method, load_plugins
 from camcli.engine.methods.view import layer_method as register_method

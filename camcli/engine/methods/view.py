@@ -118,6 +118,14 @@ class Batch:
         sums = [self._gradient(chunk, target_weights.expand(len(chunk), -1)).sum(dim=0) for chunk in chunks]
         return torch.stack(sums).sum(dim=0)
 
+    def probability_gradients(self, inputs: Tensor, target_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The targets' probabilities [N] for [N,3,H,W] and target weights [N,K], and their gradients [N,3,H,W]."""
+        with torch.enable_grad():
+            leaf = inputs.detach().requires_grad_()
+            probabilities = self.probabilities(self.network(leaf.clone()))
+        gradients = gradients_of(probabilities, target_weights, [leaf], self.number)[0]
+        return (probabilities.detach() * target_weights).sum(dim=1), gradients
+
     def in_chunks(
         self, inputs: Tensor, compute: Callable[[Tensor, Tensor], Tensor], idle: Callable[[Tensor], Tensor]
     ) -> Tensor:
