@@ -37,7 +37,7 @@ from tests import oracles, tuned
 from tests.conftest import loaded
 from tests.nets import inputs
 from tests.test_engine import layer_of, pixels
-from tests.test_methods import CHEAP, CLASSES, NAMES, Small, engine_for, heatmaps, small
+from tests.test_methods import ATTENTION, CHEAP, CLASSES, NAMES, Small, engine_for, heatmaps, small
 
 POSITIVE = torch.tensor([[[0.0, 1.0], [2.0, 4.0]]])
 
@@ -248,8 +248,11 @@ CURVED = ("gradcam++", "smooth-gradcam++", "finercam", "scorecam", "iscam", "ssc
 """Their formulas do not scale with the logits."""
 
 
+LINEAR_IN_THE_LAYER = [n for n in NAMES if METHODS.get(n).resolution == "layer" and n not in ("kpcacam", *ATTENTION)]
+
+
 @pytest.mark.parametrize("factor", [1e-8, 1e-4, 1e4])
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in CURVED])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in (*CURVED, *ATTENTION)])
 def test_maps_do_not_depend_on_the_scale_of_the_logits(name: str, factor: float) -> None:
     plain, scaled = (first(name, Scaled(small().module, 1, outer)) for outer in (1, factor))
     assert np.abs(plain.heat - scaled.heat).max() < 1e-4
@@ -258,7 +261,7 @@ def test_maps_do_not_depend_on_the_scale_of_the_logits(name: str, factor: float)
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e5])
-@pytest.mark.parametrize("name", [n for n in NAMES if METHODS.get(n).resolution == "layer" and n != "kpcacam"])
+@pytest.mark.parametrize("name", LINEAR_IN_THE_LAYER)
 def test_maps_do_not_depend_on_the_scale_of_the_activations(name: str, factor: float) -> None:
     plain, scaled = (first(name, Scaled(small().module, inner, 1)) for inner in (1, factor))
     assert np.abs(plain.heat - scaled.heat).max() < 1e-4

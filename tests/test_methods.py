@@ -72,7 +72,19 @@ def small() -> LoadedModel:
     return loaded(calibrated(Small(), inputs(8, SIDE)), classes=CLASSES)
 
 
+def small_vit() -> LoadedModel:
+    """A transformer with a class token and 4 x 4 patches."""
+    torch.manual_seed(0)
+    return loaded(
+        calibrated(timm.create_model("test_vit", img_size=SIDE, num_classes=CLASSES), inputs(8, SIDE)), classes=CLASSES
+    )
+
+
 LAST = layer_of("last")
+TOKENS = TargetLayer((Tap("blocks.5.norm1", Layout("tokens", (4, 4), 1)),))
+ATTENTION = ("attention-rollout", "attention-gradient")
+"""Methods that need a class token."""
+SHAPES = dict.fromkeys(ATTENTION, (4, 4))
 
 
 def heatmaps(
@@ -85,8 +97,10 @@ def heatmaps(
 
 
 def engine_for(*names: str, model: LoadedModel | None = None, **kwargs: object) -> Engine:
-    """On the last maps of the small network."""
+    """On the last maps of the small network, or of a small transformer for methods that follow attention."""
     methods = [METHODS.get(name) for name in names]
+    if set(names) <= set(ATTENTION):
+        return Engine(model or small_vit(), [TOKENS], methods, options=CHEAP, **kwargs)  # type: ignore[arg-type]
     return Engine(model or small(), [LAST], methods, options=CHEAP, **kwargs)  # type: ignore[arg-type]
 
 
@@ -94,7 +108,7 @@ def engine_for(*names: str, model: LoadedModel | None = None, **kwargs: object) 
 def test_heat_is_finite_scaled_and_of_the_right_shape(name: str) -> None:
     method = METHODS.get(name)
     for [heatmap] in heatmaps(engine_for(name), pixels(3), [1]):
-        assert heatmap.heat.shape == ((SIDE, SIDE) if method.resolution == "pixel" else (8, 8))
+        assert heatmap.heat.shape == ((SIDE, SIDE) if method.resolution == "pixel" else SHAPES.get(name, (8, 8)))
         assert heatmap.heat.dtype == np.float32
         assert heatmap.signed == method.signed
         assert np.abs(heatmap.heat).max() == pytest.approx(0 if heatmap.empty else 1)
@@ -159,14 +173,14 @@ def target_weights(target: int) -> Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_left_behind(name: str) -> None:
-    model = small()
+    model = small_vit() if name in ATTENTION else small()
     before = state(model.module)
     heatmaps(engine_for(name, model=model), pixels(1), [1])
     assert state(model.module) == before
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ATTENTION])
 def test_nothing_is_left_behind_by_an_error(name: str, error: type[BaseException]) -> None:
     model = small()
     before, calls, head = state(model.module), 0, model.module.get_submodule("head")
@@ -309,7 +323,7 @@ def test_all_methods_serve_other_architectures(name: str) -> None:
         "test_convnext": Tap("stages.3", Layout("nchw", (5, 5))),
         "test_efficientnet": Tap("bn2", Layout("nchw", (5, 5))),
     }
-    names = [n for n in METHODS if n != "cam"]
+    names = [n for n in METHODS if n != "cam" and (n not in ATTENTION or name == "test_vit")]
     model = loaded(calibrated(module, inputs(4, side)), preprocess, CLASSES)
     engine = Engine(model, [TargetLayer((layers[name],))], [METHODS.get(n) for n in names], options=CHEAP)
     [found] = heatmaps(engine, pixels(1, side), [2])
@@ -319,7 +333,7 @@ def test_all_methods_serve_other_architectures(name: str) -> None:
     assert sum(heatmap.empty for heatmap in found) < len(found) / 3
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if METHODS.get(n).resolution == "layer"])
+@pytest.mark.parametrize("name", [n for n in NAMES if METHODS.get(n).resolution == "layer" and n not in ATTENTION])
 def test_half_precision_gives_the_maps_of_full_precision_on_trained_weights(name: str) -> None:
     model = load_model(ModelConfig(), InputConfig())
     layer = resolve_layer(model.module, model.preprocess.size)

@@ -1,6 +1,7 @@
 """Explanation methods, each one registered function under its formula and its paper."""
 
 from camcli.engine.methods import activation as activation
+from camcli.engine.methods import attention as attention
 from camcli.engine.methods import gradient as gradient
 from camcli.engine.methods import igos as igos
 from camcli.engine.methods import perturbation as perturbation
