@@ -60,7 +60,7 @@ def test_light_rooms_stay_light(name: str, heavy: list[str]) -> None:
     "words",
     [
         *(["--help"], ["run", "--help"], ["config", "schema"], ["schema", "report"], ["config", "show"]),
-        *(["status", "--help"], ["merge", "--help"], ["export", "--help"], ["doctor", "--help"]),
+        *(["status", "--help"], ["merge", "--help"], ["export", "--help"], ["diff", "--help"], ["doctor", "--help"]),
     ],
     ids=" ".join,
 )

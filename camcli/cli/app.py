@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from camcli.cli import config, console, folder, models, run, stdio
+from camcli.cli import config, console, diff, folder, models, run, stdio
 from camcli.errors import CamcliError
 from camcli.images.memory import keep_freed_memory
 from camcli.models.code import code_allowed
@@ -116,6 +116,8 @@ _add(
 _add(app, folder.status, "status out")
 _add(app, folder.merge, "merge out")
 _add(app, folder.export, "export out results.csv")
+_add(app, diff.diff, "diff base.json.gz out --markdown summary.md")
+_add(app, diff.baseline, "baseline out base.json.gz")
 _add(app, models.doctor, "doctor", cls=TyperCommand)
 _add(app, models.layers, "layers -m torchvision/resnet50")
 _add(app, models.labels, "labels cat -m timm/resnet50")

@@ -31,15 +31,15 @@ def write_junit(path: Path, ids: Iterable[str], run: Run) -> None:
 
 
 def _case(name: str, entry: Entry | None) -> ElementTree.Element:
-    case = ElementTree.Element("testcase", classname="camcli", name=_clean(name))
+    case = ElementTree.Element("testcase", classname="camcli", name=clean(name))
     if entry is None:
         ElementTree.SubElement(case, "skipped", message="not reached")
     elif not entry.done:
         failure = ElementTree.SubElement(case, "failure", type=f"{entry.stage}.{entry.kind}")
-        failure.set("message", _clean(entry.message))
+        failure.set("message", clean(entry.message))
     return case
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """XML cannot hold control characters and undecodable bytes; they are shown as Python does."""
     return _NOT_XML.sub(lambda match: repr(match.group())[1:-1], text)
