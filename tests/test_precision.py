@@ -316,12 +316,12 @@ def test_a_process_for_each_device_keeps_the_guard(
     assert camcli("run", guarded, "--out", tmp_path / "whole", *AUTO).code == 0
     tasks: list[workers.Task] = []
 
-    def at_once(task: workers.Task, devices: Any, stopwatch: Any, items: Any, stopped: Any) -> Any:
+    def at_once(task: workers.Task, devices: Any, stopwatch: Any, items: Any, stopped: Any, record: Any) -> None:
         tasks.append(task)
         sent: list[Any] = []
         sender = type("Sender", (), {"send": lambda self, outcome: sent.append(outcome)})()
         workers._explained(task.on(devices[0], 1), items, sender, multiprocessing.Event())
-        yield from (one for one in sent if one != workers.READY)
+        record(one for one in sent if one != workers.READY)
 
     monkeypatch.setattr("camcli.pipeline.run.in_processes", at_once)
     out = tmp_path / "devices"
