@@ -101,7 +101,11 @@ def test_heat_is_compared_where_it_lies_on_the_image(runs: Path) -> None:
     alike = []
     for name, answer in one.answers.items():
         for key, place in answer.places.items():
-            if key in other.answers[name].places and place.cells is not None:
+            assert place.cells is not None
+            if place.peak:
+                x, y = (min(int(part * 16), 15) for part in place.peak)
+                assert place.cells[y, x] > 200
+            if key in other.answers[name].places:
                 mirrored = other.answers[name].places[key].cells
                 assert mirrored is not None
                 alike.append(agreement(place, replace(place, cells=mirrored[:, ::-1])).similarity)
