@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Literal[2] = 2
 Stage = Literal["read", "decode", "forward", "write"]
 Precision = Literal["fp32", "bf16", "fp16"]
+BackendName = Literal["torch", "openvino", "compile"]
 Lack = Literal["no_heatmap", "no_class", "below", "empty"]
 """What an explained image has too little of to see.
 

@@ -41,13 +41,13 @@ DECIDES: dict[str, Any] = {
     "report": False,
     "maps": "npz",
     "runtime.precision": "bf16",
+    "runtime.backend": "openvino",
 }
 # ... those that only say how fast or where, ...
 SPEED: dict[str, Any] = {
     "runtime.device": "cuda:1",
     "runtime.batch_size": 3,
     "runtime.threads": 2,
-    "runtime.compile": True,
     "runtime.memory": 0.5,
     "options.chunk": 4,
 }

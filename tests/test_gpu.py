@@ -36,7 +36,7 @@ def test_maps_are_those_of_the_cpu(precision: Precision, least: float) -> None:
     batch = pixels(4, side=224)
     plain = explanations(Engine(loaded(module, classes=5), [layer], [GRADCAM]), batch, [1])
     engine = Engine(loaded(module, classes=5), [layer], [GRADCAM], "cuda", precision)
-    tune(engine, compile_=False)
+    tune(engine)
     for ours, theirs in zip(explanations(engine, batch.pin_memory(), [1]), plain, strict=True):
         assert correlation(ours.heatmaps[0].heat, theirs.heatmaps[0].heat) > least
 
@@ -82,6 +82,6 @@ def test_two_processes_share_the_run(camcli: Camcli, tmp_path: Path) -> None:
 
 def test_a_compiled_network_finds_the_same(camcli: Camcli, tmp_path: Path) -> None:
     demo(camcli, tmp_path / "plain")
-    demo(camcli, tmp_path / "compiled", "-s", "runtime.compile=true")
+    demo(camcli, tmp_path / "compiled", "-s", "runtime.backend=compile")
     for ours, theirs in zip(lines(tmp_path / "compiled"), lines(tmp_path / "plain"), strict=True):
         assert [h["target"]["label"] for h in ours["heatmaps"]] == [h["target"]["label"] for h in theirs["heatmaps"]]

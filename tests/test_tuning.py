@@ -20,7 +20,7 @@ from camcli.engine.folding import fold
 from camcli.engine.layers import resolve_layer
 from camcli.engine.methods import METHODS
 from camcli.engine.tap import cut
-from camcli.engine.tuning import replicas, tune
+from camcli.engine.tuning import compile_backbone, replicas, tune
 from camcli.models.loaded import LoadedModel
 from tests import tuned
 from tests.conftest import Ended, loaded, save_image
@@ -187,7 +187,7 @@ def test_a_method_that_looks_at_biases_gets_the_network_as_it_was_built() -> Non
     torch.manual_seed(0)
     model = loaded(trained(torchvision.models.resnet18(weights=None, num_classes=3)), classes=3)
     engine = Engine(copy_of(model), [layer_of("layer4")], [METHODS.get("fullgrad")])
-    tune(engine, compile_=False)
+    tune(engine)
     for name, tensor in model.module.state_dict().items():
         assert torch.equal(engine.module.state_dict()[name], tensor), name
 
@@ -219,7 +219,8 @@ def test_a_compiled_network_gives_the_same_maps() -> None:
     layer = resolve_layer(model.module, (64, 64))
     plain = explanations(Engine(model, [layer], [GRADCAM]), pixels(2), [1, 3])
     engine = Engine(copy_of(model), [layer], [GRADCAM])
-    tune(engine, compile_=True)
+    tune(engine)
+    compile_backbone(engine)
     for a, b in zip(plain, explanations(engine, pixels(2), [1, 3]), strict=True):
         for one, other in zip(a.heatmaps, b.heatmaps, strict=True):
             assert correlation(one.heat, other.heat) > 0.9999
@@ -232,7 +233,7 @@ def test_what_cannot_be_compiled_is_said_before_the_run(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_image(tmp_path / "in" / "x.png", 80, 60)
-    words = ("run", tmp_path / "in", "--out", tmp_path / "out", *TINY, "-s", "runtime.compile=true")
+    words = ("run", tmp_path / "in", "--out", tmp_path / "out", *TINY, "-s", "runtime.backend=compile")
     ended = camcli(*words, "-s", "methods=guided-backprop")
     assert (ended.code, "guided-backprop" in ended.err) == (2, True), ended.err
 
@@ -245,5 +246,5 @@ def test_what_cannot_be_compiled_is_said_before_the_run(
     monkeypatch.setattr(torch, "compile", broken)
     ended = camcli(*words)
     assert ended.code == 2
-    assert "runtime.compile: cannot be compiled here: no C++ compiler was found; set it to false" in ended.err
+    assert "runtime.backend: compile fails here: no C++ compiler was found; set it to torch" in ended.err
     assert not (tmp_path / "out" / "run.json").exists()

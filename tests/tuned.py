@@ -148,7 +148,7 @@ def tuned_engine(module: nn.Module, layer: TargetLayer, side: int) -> Engine:
     normalise, number = engine.normalise, next(module.parameters()).dtype
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "normalise", lambda pixels: normalise(pixels).to(number))
-        tune(engine, compile_=False)
+        tune(engine)
     return engine
 
 

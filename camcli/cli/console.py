@@ -176,6 +176,8 @@ def print_diagnosis(found: Diagnosis) -> None:
         typer.echo(f"{name:12} {version}")
     for name, about in found.devices.items():
         typer.echo(f"{name:12} {about}")
+    for name, about in found.backends.items():
+        typer.echo(visible(f"{name + ' backend':18} {about}"))
     for name, (folder, size) in found.caches.items():
         typer.echo(visible(f"{name + ' cache':18} {folder}, {size / 2**20:.0f} MiB"))
     for name, value in found.check.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from camcli.demo.evaluate import evaluate
+from camcli.engine import openvino
 from camcli.models import demo
 from camcli.results.versions import versions
 
@@ -21,13 +23,15 @@ LEAST_POINTING = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """versions: by name. devices: by the name that `runtime.device` takes. caches: folder and bytes by library.
+    """versions: by name. devices, backends: by the names that `runtime.device` and `runtime.backend` take.
 
-    check: what `camcli.demo.evaluate` measured, or the error. healthy: the check's pointing game is good enough.
+    caches: folder and bytes by library. check: what `camcli.demo.evaluate` measured, or the error.
+    healthy: the check's pointing game is good enough.
     """
 
     versions: dict[str, str]
     devices: dict[str, str]
+    backends: dict[str, str]
     caches: dict[str, tuple[str, int]]
     check: dict[str, Any]
     healthy: bool
@@ -40,7 +44,9 @@ def examine() -> Diagnosis:
         healthy = check["pointing_game"] >= LEAST_POINTING
     except Exception as error:  # a broken installation raises anything, and saying so is the purpose
         check, healthy = {"error": f"{type(error).__name__}: {error}"}, False
-    return Diagnosis({"python": platform.python_version(), **versions()}, devices(), caches(), check, healthy)
+    return Diagnosis(
+        {"python": platform.python_version(), **versions()}, devices(), backends(), caches(), check, healthy
+    )
 
 
 def devices() -> dict[str, str]:
@@ -52,6 +58,17 @@ def devices() -> dict[str, str]:
     if torch.backends.mps.is_available():
         found["mps"] = "Metal"
     return found
+
+
+def backends() -> dict[str, str]:
+    """What can compute the network before the target layer."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    found = openvino.installed()
+    return {
+        "torch": torch.__version__,
+        "openvino": found or "not installed: python -m pip install 'camcli[openvino]'",
+        "compile": compiler or "no C++ compiler",
+    }
 
 
 def caches() -> dict[str, tuple[str, int]]:

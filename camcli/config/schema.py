@@ -306,7 +306,11 @@ class RuntimeConfig(Section):
         description="Of the forward pass; maps stay fp32. auto: 16 bits where the hardware has them and they pay, and "
         "fp32 for each image whose answer they may have changed.",
     )
-    compile: Switch = Field(False, description="Compile the network with torch.compile: a slow start for long runs.")
+    backend: Literal["torch", "openvino", "compile", "auto"] = Field(
+        "torch",
+        description="What computes the network before the target layer. openvino: an extra, for CPUs; torch where it "
+        "finds anything else. compile: torch.compile, a slow start for long runs. auto: openvino where it pays.",
+    )
     threads: Positive | None = Field(None, description="Cores to work on; null: all that this process may use.")
     memory: Spread = Field(
         0.25, description="For decoded images, in all processes together: 4GiB, or a part of what may be used."

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camcli.config.schema import OptionsConfig, Smoothing
+from camcli.engine.backbone import Backbone
 from camcli.engine.layers import Tap, TargetLayer
 from camcli.engine.methods import Batch, LayerView, Method
 from camcli.engine.methods.lift import curvatures_of, gradients_of
 from camcli.engine.methods.maps import REASONS, Maps, along, mean_of, merge, principal, rounding
 from camcli.engine.methods.options import options_of
 from camcli.engine.methods.unfused import Unfused
-from camcli.engine.tap import Past, Tail, cut, noting
+from camcli.engine.tap import Past, Tail, answering, cut, noting
 from camcli.engine.targets import Chooser, Target, ranked, target_weights
 from camcli.errors import ItemError, MethodError
 from camcli.models.loaded import LoadedModel
@@ -76,6 +77,7 @@ class Pass:
 class Engine:
     """Explains batches with one model, its target layers and a list of methods.
 
+    backbones: what computes the network before the layer instead of torch, by precision; at first, nothing does.
     timing: gives a context for each of its two steps, for whoever measures; nobody does at first. passing: is called
     after each forward pass of the network, on the engine's thread, for whoever shows progress.
     options: of each method that has any, checked. Raises ConfigError for those that no method has, and MethodError for
@@ -103,6 +105,7 @@ class Engine:
         self.chunk = asked.chunk
         self.options = options_of(self.methods, asked)
         self.smoothing = smoothing
+        self.backbones: dict[Precision, Backbone] = {}
         self.timing: Timing = _untimed
         self.passing: Callable[[], None] = _unnoticed
         self._mean = torch.tensor(model.preprocess.mean, device=self.device).view(1, -1, 1, 1)
@@ -115,6 +118,7 @@ class Engine:
         replica = copy.copy(self)
         replica.module = copy.deepcopy(self.module, shared)
         replica.model = replace(self.model, module=replica.module)
+        replica.backbones = {precision: one.replica() for precision, one in self.backbones.items()}
         return replica
 
     def at(self, precision: Precision) -> Engine:
@@ -177,6 +181,8 @@ class Engine:
         """One forward pass; its graph begins at the taps, and there is none where no method asks for gradients."""
         needs = {need for method in self.methods for need in method.needs}
         with ExitStack() as stack:
+            if backbone := self.backbones.get(self.precision):
+                stack.enter_context(answering(backbone(self.module, inputs)))
             past = stack.enter_context(noting(self.module, self.taps)) if "tail" in needs else {}
             kept = stack.enter_context(cut(self.module, self.taps))
             stack.enter_context(torch.set_grad_enabled("gradients" in needs))

@@ -147,13 +147,13 @@ def _logit_error(full: Explanation, half: Explanation, activation: str) -> float
     return float(np.std(error)) if activation == "softmax" else _rms(error)
 
 
-def same(full: Answer, half: Answer, choose: Chooser) -> bool:
-    """Whether both have the same first class and targets, and maps that correlate by at least 0.99."""
+def same(full: Answer, half: Answer, choose: Chooser, agreement: float = AGREEMENT) -> bool:
+    """Whether both have the same first class and targets, and maps that correlate by at least `agreement`."""
     if isinstance(full, ItemError) or isinstance(half, ItemError):
         return isinstance(full, ItemError) and isinstance(half, ItemError)
     if any(_classes(pick, full.probabilities) != _classes(pick, half.probabilities) for pick in (likeliest, choose)):
         return False
-    return all(correlation(one.heat, other.heat) >= AGREEMENT for one, other in _maps(full, half))
+    return all(correlation(one.heat, other.heat) >= agreement for one, other in _maps(full, half))
 
 
 def _maps(full: Explanation, half: Explanation) -> list[tuple[Heatmap, Heatmap]]:

@@ -13,34 +13,31 @@ from camcli.engine.targets import likeliest
 from camcli.errors import ConfigError
 
 
-def tune(engine: Engine, compile_: bool) -> None:
-    """Lay out weights with colours last, fold batch norms and, if asked, compile what comes before the layer.
+def tune(engine: Engine) -> None:
+    """Lay out weights with colours last, and fold batch norms.
 
-    Methods that look at all pixels or biases get the network as it was built; raises ConfigError where one of them
-    meets `compile`, or where nothing can be compiled.
+    Methods that look at all pixels or biases get the network as it was built.
     """
     if not _looking_inside(engine):
-        fold(engine.module, _noise(engine), engine.taps)
+        fold(engine.module, noise(engine), engine.taps)
     engine.module.to(memory_format=torch.channels_last)
-    if compile_:
-        compile_backbone(engine)
 
 
 def _looking_inside(engine: Engine) -> list[str]:
     return [method.name for method in engine.methods if "pixels" in method.needs]
 
 
-def _noise(engine: Engine) -> torch.Tensor:
-    """float32 [1,3,H,W]: unlike one flat colour, it reaches what networks do with edges."""
-    size = (1, *engine.model.preprocess.size, engine.model.preprocess.channels)
+def noise(engine: Engine, images: int = 1) -> torch.Tensor:
+    """float32 [images,C,H,W]: unlike one flat colour, it reaches what networks do with edges."""
+    size = (images, *engine.model.preprocess.size, engine.model.preprocess.channels)
     return engine.normalise(torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
 
 
 def compile_backbone(engine: Engine) -> None:
     """Compile the modules that have finished when the first tap is reached, and the tap's own; raises ConfigError."""
     if names := _looking_inside(engine):
-        raise ConfigError(f"runtime.compile: {names[0]} looks into the network, so it cannot be compiled")
-    inputs = _noise(engine)
+        raise ConfigError(f"runtime.backend: {names[0]} looks into the network, which compile hides; set it to torch")
+    inputs = noise(engine)
     with torch.no_grad(), noting(engine.module, engine.taps) as past, cut(engine.module, engine.taps):
         engine.network(inputs)
     first = min(past.values(), key=len)
@@ -56,7 +53,7 @@ def warm_up(engine: Engine, batch_size: int) -> None:
         engine.explain(pixels, likeliest)
     except Exception as error:  # the compiler raises many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"runtime.compile: cannot be compiled here: {reason}; set it to false") from None
+        raise ConfigError(f"runtime.backend: compile fails here: {reason}; set it to torch") from None
 
 
 def replicas(engine: Engine, count: int) -> Sequence[Engine]:

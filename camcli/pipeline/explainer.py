@@ -19,23 +19,24 @@ from tqdm.auto import tqdm
 
 from camcli.config.file import config_of
 from camcli.config.schema import OverlayConfig, RunConfig
+from camcli.engine.backend import use_openvino
 from camcli.engine.engine import Engine
 from camcli.engine.layers import TargetLayer, resolve_layer
 from camcli.engine.methods import METHODS
 from camcli.engine.targets import chooser
-from camcli.engine.tuning import tune
+from camcli.engine.tuning import compile_backbone, tune
 from camcli.errors import ConfigError, ItemError, LayerError
 from camcli.images import geometry
 from camcli.images.decode import LoadedImage, Preprocess, prepare_image
 from camcli.models.code import code_allowed
 from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model, model_from_module
-from camcli.pipeline.prepare import device, resolve_layers
+from camcli.pipeline.prepare import device, network_key, resolve_layers
 from camcli.records import Box, Heatmap, Prediction
 from camcli.render.overlay import paint
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any]
-RUNTIME = ("device", "batch_size", "precision")
+RUNTIME = ("device", "batch_size", "precision", "backend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,18 @@ class Explainer:
         precision = "fp32" if config.runtime.precision == "auto" else config.runtime.precision
         layers = _layers(model, config)
         engine = Engine(model, layers, methods, self._device, precision, config.options, config.smoothing)
-        tune(engine, compile_=config.runtime.compile)
+        tune(engine)
+        if config.runtime.backend == "compile":
+            compile_backbone(engine)
+        if config.runtime.backend == "openvino":
+            choose, key = chooser(config.targets, model.labels), network_key(config, engine)
+            use_openvino(engine, choose, self._size, key)
         return engine
+
+    @property
+    def _size(self) -> int:
+        asked = self.config.runtime.batch_size
+        return 16 if asked == "auto" else asked
 
     def __call__(self, images: ImageLike | Iterable[ImageLike], progress: bool = False) -> list[Explanation]:
         """Explain images: paths, PIL images, or uint8 arrays [H,W,3] or [H,W]; raises ItemError for one that fails.
@@ -144,10 +155,8 @@ class Explainer:
         return found
 
     def _batches(self, images: Sequence[ImageLike]) -> Iterator[list[LoadedImage]]:
-        asked = self.config.runtime.batch_size
-        size = 16 if asked == "auto" else asked
-        for start in range(0, len(images), size):
-            yield [_load(image, self.engine.model.preprocess) for image in images[start : start + size]]
+        for start in range(0, len(images), self._size):
+            yield [_load(image, self.engine.model.preprocess) for image in images[start : start + self._size]]
 
     def _explained(self, images: Sequence[LoadedImage]) -> Iterator[Explanation]:
         inputs = torch.from_numpy(np.stack([image.input for image in images]))

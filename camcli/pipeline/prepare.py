@@ -1,11 +1,12 @@
-"""From a config to engines that are ready: model, layers, devices, precision, batch size and cores."""
+"""From a config to engines that are ready: model, layers, devices, precision, backend, batch size and cores."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import chain, islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camcli.config.schema import RunConfig
+from camcli.engine.backend import Trial, Used, choose_backend, resume_backend
 from camcli.engine.batch_size import even_batches, find_batch_size
 from camcli.engine.engine import Engine
 from camcli.engine.layers import Candidate, TargetLayer, list_candidates, resolve_cached
@@ -32,7 +34,7 @@ from camcli.pipeline.engines import redo_size
 from camcli.pipeline.faults import device_faults
 from camcli.pipeline.limits import usable_cores
 from camcli.pipeline.stopwatch import Stopwatch
-from camcli.results.manifest import Manifest
+from camcli.results.manifest import Manifest, UsedBackend
 from camcli.results.versions import versions
 
 PROBED = 16
@@ -50,6 +52,7 @@ class Prepared:
     engines: Sequence[Engine]
     layers: Sequence[TargetLayer]
     precision: Choice
+    backend: Used
     batch_size: int
     devices: Sequence[torch.device]
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
@@ -58,6 +61,11 @@ class Prepared:
     def model(self) -> LoadedModel:
         """What they explain."""
         return self.engines[0].model
+
+    @property
+    def told_backend(self) -> UsedBackend:
+        """As the manifest has it."""
+        return UsedBackend(used=self.backend.used, why=self.backend.why)
 
     def start_clock(self) -> None:
         """From now on, each engine's steps are measured, and nothing that was before counts."""
@@ -71,8 +79,8 @@ class Prepared:
             engine.passing = passed
 
     def settled(self, config: RunConfig) -> RunConfig:
-        """`config` without a batch size left to find."""
-        chosen = {"batch_size": self.batch_size}
+        """`config` without a batch size or a backend left to find."""
+        chosen = {"batch_size": self.batch_size, "backend": self.backend.used}
         return config.model_copy(update={"runtime": config.runtime.model_copy(update=chosen)})
 
 
@@ -83,27 +91,33 @@ def prepare(
     earlier: Manifest | None = None,
     batch_size: int | None = None,
     precision: Choice | None = None,
+    together: bool = False,
 ) -> Prepared:
     """Ready to explain `items`; earlier: manifest of a run with the same requested config, whose choices are kept.
 
     batch_size: exactly so many images per forward pass, however few there are. precision: as chosen before.
+    together: whether other processes prepare parts of the same run.
     Raises ConfigError, ModelError, LayerError or MethodError, and DeviceError where the device is lost or too small.
     """
     devices = devices_of(config.runtime.device)
     with device_faults(devices[0]):
         engine, layers = _engine(config, devices[0], offline)
-        tune(engine, compile_=False)
+        tune(engine)
         precision = precision or _precision(config, engine, items, earlier)
         engine.precision = precision.used
         engines = _at_once(config, devices)
-        if config.runtime.compile:
+        if config.runtime.backend == "compile":
             compile_backbone(engine)
         size = batch_size or _batch_size(config, engine, len(items), engines * len(devices), earlier)
-        if config.runtime.compile:
+        if config.runtime.backend == "compile":
             _warm_up(engine, size, precision)
+        probe = cache(lambda: _some_inputs(items, engine.model.preprocess))
+        choose, key = chooser(config.targets, engine.model.labels), network_key(config, engine)
+        trial = Trial(len(items), probe, choose, size, engines, key, together)
+        backend, precision = _backend(config, engine, precision, trial, earlier)
         if len(devices) > 1:
             engine.module.to("cpu")  # each process has an engine of its own
-        return Prepared(replicas(engine, engines), layers, precision, size, devices)
+        return Prepared(replicas(engine, engines), layers, precision, backend, size, devices)
 
 
 def _warm_up(engine: Engine, size: int, precision: Choice) -> None:
@@ -139,6 +153,31 @@ def _precision(config: RunConfig, engine: Engine, items: Sequence[Item], earlier
     return choose_precision(engine, len(items), lambda: _some_inputs(items, engine.model.preprocess), choose)
 
 
+def _backend(
+    config: RunConfig, engine: Engine, precision: Choice, trial: Trial, earlier: Manifest | None
+) -> tuple[Used, Choice]:
+    asked = config.runtime.backend
+    if asked in ("torch", "compile"):
+        return Used(asked, "as asked"), precision
+    with torch_threads(1):  # as in the run
+        if earlier and (known := earlier.backend):
+            if known.used == "openvino":
+                resume_backend(engine, precision, trial)
+            return Used(known.used, known.why), precision
+        return choose_backend(engine, asked, precision, trial)
+
+
+def network_key(config: RunConfig, engine: Engine) -> str | None:
+    """What the cache knows a network by: its source, weights, layers, size and what is folded; None: by nothing."""
+    model = engine.model
+    if model.weights_sha256 is None:
+        return None
+    taps = [asdict(tap) for tap in engine.taps]
+    about = config.model.model_dump(mode="json", exclude={"weights", "labels"})
+    files, folded = (model.weights_sha256, model.code_sha256), not any("pixels" in m.needs for m in engine.methods)
+    return json.dumps([about, files, model.preprocess.size, taps, versions(), folded])
+
+
 def _some_inputs(items: Sequence[Item], preprocess: Preprocess) -> Tensor:
     """The model's inputs, uint8 [B,H,W,3], of images from all over the run that can be read."""
     found: list[NDArray[Any]] = []
@@ -168,7 +207,7 @@ def _at_once(config: RunConfig, devices: Sequence[torch.device]) -> int:
     A CPU computes several batches on one core each with less waiting than one on all. A GPU computes the next batch
     while the results of the last one are read.
     """
-    if devices[0].type == "cpu" and not config.runtime.compile:
+    if devices[0].type == "cpu" and config.runtime.backend != "compile":
         return max(1, min(cores(config) // len(devices), MOST_ENGINES))
     return GPU_ENGINES if devices[0].type == "cuda" else 1
 

@@ -52,7 +52,7 @@ def perform(
         if not job.policy.fresh:
             refuse_strange(folder.earlier)
             refuse_other_names(job.out, job.items, folder.ledger)
-        ready = prepared or prepare(job.config, job.items, job.offline, _earlier(job, folder))
+        ready = prepared or prepare(job.config, job.items, job.offline, _earlier(job, folder), together=bool(job.shard))
         ready.start_clock()
         settings = _settings(job, ready, started)
         policy = job.policy
@@ -149,12 +149,19 @@ def _summary(job: Job, work: Plan, recorder: Recorder, precision: str, seconds: 
     )
 
 
+def _notes(job: Job, ready: Prepared) -> list[str]:
+    """What a user should know before the run."""
+    instead = job.config.runtime.backend == "openvino" != ready.backend.used
+    backend = [f"torch computes the whole network: {ready.backend.why}"] if instead else []
+    return [*ready.model.notes, *(layer.note for layer in ready.layers if layer.note), *backend]
+
+
 def _settings(job: Job, ready: Prepared, started: datetime) -> Manifest:
     """What is known of a run before it begins."""
     model, config = ready.model, job.config.model_dump(mode="json")
     taps = [[asdict(tap) for tap in layer.taps] for layer in ready.layers]
     preprocess = asdict(model.preprocess)
-    chosen: dict[str, Any] = {"precision": ready.precision.used}
+    chosen: dict[str, Any] = {"precision": ready.precision.used, "backend": ready.backend.used}
     if ready.precision.guard:
         chosen["guard"] = asdict(ready.precision.guard)
     code = {"code_sha256": model.code_sha256} if model.code_sha256 else {}
@@ -182,9 +189,10 @@ def _settings(job: Job, ready: Prepared, started: datetime) -> Manifest:
         ),
         input=who["input"],
         layers=who["layer"],
-        notes=[*model.notes, *(layer.note for layer in ready.layers if layer.note)],
+        notes=_notes(job, ready),
         device=", ".join(map(str, ready.devices)),
         precision=Precision(**asdict(ready.precision)),
+        backend=ready.told_backend,
         batch_size=ready.batch_size,
         versions=versions(),
     )

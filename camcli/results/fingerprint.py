@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 SHORT = 16
-_SPEED_ONLY = {"runtime": ("device", "batch_size", "threads", "compile", "memory"), "options": ("chunk",)}
+_SPEED_ONLY = {"runtime": ("device", "batch_size", "threads", "memory"), "options": ("chunk",)}
 _RESOLVED = {"model": ("weights", "labels", "weights_sha256", "path")}
 _LOOKS = "overlay"
 """The section of a config that decides how overlays look, and about nothing else."""

@@ -71,6 +71,13 @@ class Guard(_Section):
     maps: dict[str, float]
 
 
+class UsedBackend(_Section):
+    """What computed the network before the target layer, and why."""
+
+    used: Literal["torch", "openvino", "compile"]
+    why: str
+
+
 class Precision(_Section):
     """Of the forward pass, and why."""
 
@@ -106,8 +113,8 @@ class Manifest(_Section):
     """What run.json says, in reading order.
 
     status: running, finished, interrupted, stopped, or `not begun` where there is no run. layers: for each layer, the
-    taps that it is read from. precision, batch_size: what was chosen, None where that is not known. libraries: the
-    versions that made the records, by the key that records bear. config: as requested. identity: what decides about
+    taps that it is read from. precision, backend, batch_size: what was chosen, None where that is not known. libraries:
+    the versions that made the records, by the key that records bear. config: as requested. identity: what decides about
     results; `fingerprint` is the hash of what decides about numbers, `look` that of how overlays look, and fingerprints
     and looks count the records that have each.
     """
@@ -129,6 +136,7 @@ class Manifest(_Section):
     shard: Part | None = None
     device: str = ""
     precision: Precision | None = None
+    backend: UsedBackend | None = None
     precisions: dict[str, int] = {}
     batch_size: Annotated[int, Field(ge=1)] | None = None
     profile: dict[str, float] = {}

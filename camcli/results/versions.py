@@ -9,12 +9,18 @@ from importlib.metadata import PackageNotFoundError, version
 
 from camcli import __version__
 
+UNKNOWN = "unknown"
 LIBRARIES = ("camcli", "torch", "torchvision", "timm", "pillow", "numpy")
+EXTRAS = ("openvino",)
 
 
 def versions() -> dict[str, str]:
-    """Installed versions by name, without importing anything; `unknown` where an installation does not tell."""
-    return {name: __version__ if name == "camcli" else _version(name) for name in LIBRARIES}
+    """Installed versions by name, without importing anything; `unknown` where an installation does not tell.
+
+    Of extras only those that are installed.
+    """
+    found = {name: __version__ if name == "camcli" else _version(name) for name in (*LIBRARIES, *EXTRAS)}
+    return {name: known for name, known in found.items() if name in LIBRARIES or known != UNKNOWN}
 
 
 @cache
@@ -27,4 +33,4 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "unknown"
+        return UNKNOWN
