@@ -5,7 +5,8 @@
     │   ├── LayerError     2   no usable target layer, or the one asked for does not serve
     │   └── MethodError    2   a method does not serve for this model, layer or setting
     ├── ModelError         3   the model or its weights cannot be had
-    │   └── OfflineError   3   something reached for the network under --offline
+    │   ├── OfflineError   3   something reached for the network under --offline
+    │   └── NoGradientError 3  no gradient flows through the model, or none of its layers can be looked into
     ├── DeviceError        3   the device that computes is lost, or the model fails for every image
     ├── InputError         3   no image can be read any more: their folder is gone, or files cannot be opened
     ├── NoInputsError      5   nothing to do
@@ -49,6 +50,10 @@ class ModelError(CamcliError):
 
 class OfflineError(ModelError):
     """Something reached for the network although `--offline` forbids it."""
+
+
+class NoGradientError(ModelError):
+    """No gradient flows through the model, or none of its layers can be looked into."""
 
 
 class DeviceError(CamcliError):

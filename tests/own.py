@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,7 +244,24 @@ FOLDERS: Mapping[str, Way] = {
     "timm's folder": Way(_timm_folder, ("-s", "model={source: timm, path: '{0}/saved'}")),
     "timm's folder by its name": Way(_timm_folder, ("-m", "timm/local-dir:{0}/saved")),
 }
-WAYS: Mapping[str, Way] = {**CHECKPOINTS, **CODE, **FOLDERS}
+
+
+def _exported(module: nn.Module, folder: Path) -> None:
+    """For any number of images."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = ({0: torch.export.Dim("batch")},)
+        program = torch.export.export(module.eval(), (torch.zeros(2, 3, SIZE, SIZE),), dynamic_shapes=shapes)
+        torch.export.save(program, folder / "net.pt2")
+
+
+EXPORTED: Mapping[str, Way] = {
+    "exported": Way(
+        _exported,
+        ("-s", f"model={{source: exported, path: '{{0}}/net.pt2'{LABELLED}}}", "-s", INPUT, "--allow-code"),
+    ),
+}
+WAYS: Mapping[str, Way] = {**CHECKPOINTS, **CODE, **FOLDERS, **EXPORTED}
 
 
 def command(way: Way, folder: Path) -> tuple[str, ...]:

@@ -341,3 +341,48 @@ def test_torchvisions_names_of_weights_are_tags(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="weights are named twice"):
         load_config(None, ["model={source: torchvision, name: vgg11.IMAGENET1K_V1, weights: IMAGENET1K_V2}"])
+
+
+def test_an_exported_program_is_explained_by_one_line(camcli: Camcli, tmp_path: Path, module: nn.Module) -> None:
+    way = own.EXPORTED["exported"]
+    way.write(copy.deepcopy(module), tmp_path)
+    found = explained(camcli, tmp_path / "out", *own.command(way, tmp_path))
+    plain = own.CHECKPOINTS["plain"]
+    plain.write(module, tmp_path)
+    same = explained(camcli, tmp_path / "plain", *own.command(plain, tmp_path))
+    assert found["heatmaps"][0]["peak"] == same["heatmaps"][0]["peak"]
+    for one, other in zip(found["predictions"], same["predictions"], strict=True):
+        assert one["logit"] == pytest.approx(other["logit"], abs=1e-3)
+    ended = camcli("run", STAR, "--out", tmp_path / "out", *own.command(way, tmp_path)[:-1], "--fresh")
+    assert (ended.code, "may hold pickled Python code, which runs only with --allow-code" in ended.err) == (2, True)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_graphs_without_gradients_or_layers_are_refused_with_what_to_do(
+    camcli: Camcli, tmp_path: Path, module: nn.Module
+) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"\x08\x08")
+    example = torch.zeros(2, 3, 64, 64)
+    frozen = torch.jit.freeze(torch.jit.trace(module.eval(), example))  # type: ignore[no-untyped-call]
+    torch.jit.save(frozen, tmp_path / "net.pt")
+    torch.export.save(
+        torch.export.export(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (torch.zeros(3, 3, 2, 2),)),
+        tmp_path / "three.pt2",
+    )
+    (tmp_path / "noise.pt2").write_bytes(b"noise")
+    for model, code, sentence in (
+        ("source: exported, path: net.onnx", 3, "an ONNX graph, through which no gradient flows"),
+        ("source: timm, name: resnet18, weights: net.onnx", 3, "an ONNX graph, through which no gradient flows"),
+        ("source: exported, path: net.pt", 3, "a TorchScript archive, whose modules run where no layer can be looked"),
+        ("source: exported, path: three.pt2", 2, "takes batches of 3 alone; export it for any number of images"),
+        ("source: exported, path: noise.pt2", 3, "not a file that torch.export.save has written"),
+        ("source: exported, path: gone.pt2", 2, "no such file; model.path is a file that torch.export.save"),
+    ):
+        config = tmp_path / "c.yaml"
+        config.write_text(f"model: {{{model}}}\n")
+        ended = camcli("run", STAR, "--out", tmp_path / "out", "-c", config, "--allow-code")
+        assert (ended.code, sentence in ended.err) == (code, True), ended.err
+        if code == 3 and "noise" not in model:
+            assert "Methods that need no gradient (cam, eigencam, " in ended.err
+            assert "source: python" in ended.err

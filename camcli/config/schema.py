@@ -26,7 +26,7 @@ from pydantic import (
 
 SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
 
-Source = Literal["demo", "timm", "torchvision", "transformers", "python"]
+Source = Literal["demo", "timm", "torchvision", "transformers", "python", "exported"]
 Crop = Literal["center", "squash", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Smoothing = Literal["none", "aug", "eigen"]
@@ -71,7 +71,7 @@ class ModelConfig(Section):
     path: str | None = Field(
         None,
         description="python: a file with the function, `build` unless it is named. timm, transformers: a folder that "
-        "their own functions have saved, in place of a name.",
+        "their own functions have saved, in place of a name. exported: a file of torch.export.",
     )
     weights: str = Field(
         "pretrained", description="`pretrained`, `none` (random), a file, or torchvision's `IMAGENET1K_V2`."
@@ -117,7 +117,7 @@ class ModelConfig(Section):
         if self.source != "python" and self.preprocess:
             raise ValueError("preprocess goes with source: python")
         if self.source in ("demo", "torchvision") and self.path:
-            raise ValueError("path goes with the sources timm, transformers and python")
+            raise ValueError("path goes with the sources timm, transformers, python and exported")
         if self.source == "demo" and self.name != "demo":
             raise ValueError(f"the demo source has one model, not {self.name!r}; set model.source as well")
         return self

@@ -28,6 +28,6 @@ def require_permission(what: str) -> None:
     """Raises ConfigError where the user has not allowed code to run."""
     if os.environ.get(VARIABLE) != "1":
         raise ConfigError(
-            f"{what} is Python code, which runs only with --allow-code (from Python: allow_code=True); read it first, "
+            f"{what}, which runs only with --allow-code (from Python: allow_code=True); read it first, "
             "if it is not yours"
         )

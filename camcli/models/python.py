@@ -58,7 +58,7 @@ def build(config: ModelConfig, file: Path | None) -> Built:
     """What the function returns, with the weights of `file` where the config names one."""
     check(config)
     where, function = _place(config)
-    require_permission(f"{where}")
+    require_permission(f"{where} is Python code")
     code = _imported(where)
     source = Path(str(code.__file__))
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from camcli.config.schema import InputConfig, ModelConfig, Source
-from camcli.errors import CamcliError, ConfigError, ModelError
+from camcli.errors import CamcliError, ConfigError, ModelError, NoGradientError
 from camcli.images.decode import Preprocess
 from camcli.models.fit import Built
 from camcli.models.labels import given_labels
@@ -85,7 +85,7 @@ def labels_of(config: ModelConfig) -> tuple[str, ...]:
     """The labels of a model, which is built without published weights where nothing else tells them."""
     if config.labels:
         return given_labels(config.labels)
-    if config.source == "python" or config.weights not in ("pretrained", "none"):
+    if config.source in ("python", "exported") or config.weights not in ("pretrained", "none"):
         return load_model(config, InputConfig()).labels
     source, bare = model_source(config.source), config.model_copy(update={"weights": "none"})
     source.check(bare)
@@ -230,6 +230,8 @@ def weights_file(config: ModelConfig) -> Path:
     if not file.is_file():
         raise ModelError(f"{file}: no such weights file; model.weights is a file, `pretrained` or `none`")
     recognise(file)
+    if file.suffix.lower() == ".onnx":
+        raise NoGradientError(f"{file}: an ONNX graph, through which no gradient flows")
     return file
 
 

@@ -25,7 +25,7 @@ from camcli.engine.methods.options import options_of
 from camcli.engine.precision import Choice, Guard, choose_precision
 from camcli.engine.targets import chooser
 from camcli.engine.tuning import compile_backbone, replicas, tune, warm_up
-from camcli.errors import ConfigError, ItemError
+from camcli.errors import ConfigError, ItemError, NoGradientError
 from camcli.images.decode import Preprocess, load_image
 from camcli.images.find import Item
 from camcli.models.loaded import LoadedModel
@@ -38,6 +38,7 @@ from camcli.results.manifest import Manifest, UsedBackend
 from camcli.results.versions import versions
 
 PROBED = 16
+_WITH_GRADIENTS = {"gradients", "pixels", "curvature"}
 MOST_ENGINES = 8
 GPU_ENGINES = 2
 
@@ -137,10 +138,23 @@ def rehearse(config: RunConfig, offline: bool = False) -> None:
 def _engine(config: RunConfig, device: torch.device, offline: bool) -> tuple[Engine, list[TargetLayer]]:
     methods = [METHODS.get(name) for name in config.methods]
     options_of(methods, config.options)  # raises before weights are loaded
-    model = load_model(config.model, config.input, offline)
+    model = _model(config, offline)
     chooser(config.targets, model.labels)  # raises before layers are searched
     layers = resolve_layers(model, config)
     return Engine(model, layers, methods, device, "fp32", config.options, config.smoothing), layers
+
+
+def _model(config: RunConfig, offline: bool) -> LoadedModel:
+    """The model; says of one without gradients which methods would need none."""
+    try:
+        return load_model(config.model, config.input, offline)
+    except NoGradientError as error:
+        free = ", ".join(name for name, method in METHODS.items() if not _WITH_GRADIENTS & set(method.needs))
+        raise NoGradientError(
+            f"{error}, and camcli needs modules of PyTorch: give the network itself with source: python, its state "
+            f"dict as model.weights, or what torch.export.save writes as source: exported. Methods that need no "
+            f"gradient ({free}) need its layers or its scores as well"
+        ) from None
 
 
 def _precision(config: RunConfig, engine: Engine, items: Sequence[Item], earlier: Manifest | None) -> Choice:
