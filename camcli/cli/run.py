@@ -246,18 +246,20 @@ def _run(job: Job, options: RunOptions) -> int:
     from camcli.pipeline.job import settled
     from camcli.results.doubts import doubts
 
-    ended = settled(job)
+    earlier = job.earlier()
+    ended = settled(job, earlier)
     report, manifest = ended or _perform(job, options)
+    left = earlier if ended else job.earlier()
     if options.junit:
         from camcli.results.junit import write_junit
 
-        write_junit(options.junit, [item.id for item in job.mine], job.earlier())
+        write_junit(options.junit, [item.id for item in job.mine], left)
     if options.json_:
         console.print_json({**manifest.as_json(), "exit_code": report.exit_code})
     if not options.quiet and ended is None:
         summary.print_notes(manifest.notes)
     if not options.quiet or report.failed:
-        unsure = [] if options.quiet else doubts(job.earlier(), [item.id for item in job.mine])
+        unsure = [] if options.quiet else doubts(left, [item.id for item in job.mine])
         summary.print_summary(report, ended is not None, job.config.targets.above, unsure)
         if not console.is_json():
             summary.print_skipped(report.skipped_files, bool(options.ext))

@@ -53,9 +53,8 @@ class Job:
         return run_in(self.out, self.suffix)
 
 
-def settled(job: Job) -> tuple[RunReport, Manifest] | None:
-    """How the last run ended, when it was this very job and nothing is left to do; needs neither torch nor the lock."""
-    run = job.earlier()
+def settled(job: Job, run: Run) -> tuple[RunReport, Manifest] | None:
+    """How the earlier `run` ended, if it was this job and nothing is left to do; needs neither torch nor the lock."""
     told = run.manifest
     if job.policy.fresh or told.precision is None or not _same_job(job, told):
         return None

@@ -203,7 +203,7 @@ def _text(value: Any) -> str:
 
 def _path(value: Any) -> str:
     """A name that a file can have."""
-    if not os.fsencode(_text(value)) or "\0" in value:
+    if not _text(value) or "\0" in value or not (value.isascii() or os.fsencode(value)):
         raise ValueError(f"no path: {value!r}")
     return str(value)
 

@@ -72,7 +72,7 @@ def verdict(item: Item, entry: Entry | None, out: Path, check: Check) -> Verdict
         return "changed"
     if not entry.done:
         return "failed"
-    return "done" if all(_size(out / name) == size for name, size in entry.files.items()) else "damaged"
+    return "done" if all(_size(os.path.join(out, name)) == size for name, size in entry.files.items()) else "damaged"
 
 
 def _same(before: FileState | None, path: Path, check: Check) -> bool:
@@ -85,7 +85,7 @@ def _same(before: FileState | None, path: Path, check: Check) -> bool:
     return (before.bytes, before.mtime_ns) == (now.bytes, now.mtime_ns)
 
 
-def _size(path: Path) -> int | None:
+def _size(path: str) -> int | None:
     try:
         return os.stat(path).st_size
     except OSError:
