@@ -32,7 +32,6 @@ from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Box, Failure, Heatmap, ImageResult, Prediction
 from camcli.render import styles
 from camcli.render.concepts import concept_overlay
-from camcli.render.grid import PAPER, grid
 from camcli.render.overlay import encode, paint
 from camcli.results.rundir import RunDir
 from tests.conftest import SHAPES, Ended, RedDetector, loaded
@@ -285,82 +284,6 @@ def heatmap_of(method: str, **kwargs: Any) -> Heatmap:
     """Of no layer in particular."""
     heat = np.ones((2, 2), dtype=np.float32)
     return replace(Heatmap(method, "layer", TARGET, heat, 0.5, 1.5, False), **kwargs)
-
-
-def located(sheet: NDArray[np.uint8], tile: NDArray[np.uint8]) -> Box:
-    """The one place of `tile` in `sheet`."""
-    h, w = tile.shape[:2]
-    candidates = np.argwhere((sheet[: len(sheet) - h + 1, : sheet.shape[1] - w + 1] == tile[0, 0]).all(axis=-1))
-    [place] = [(y, x) for y, x in candidates.tolist() if (sheet[y : y + h, x : x + w] == tile).all()]
-    return Box(place[1], place[0], place[1] + w, place[0] + h)
-
-
-@pytest.mark.parametrize("size", [(320, 200), (200, 320), (640, 640)], ids=str)
-@pytest.mark.parametrize("count", [1, 4, 6, 11])
-def test_a_grid_shows_the_image_and_each_map_whole_and_apart(size: tuple[int, int], count: int) -> None:
-    loaded = image_of(noise(*size), Box(0, 0, *size))
-    tiles = [(heatmap_of(f"m{i}"), noise(*size, seed=i + 1)) for i in range(count)]
-    sheet = np.asarray(grid(loaded, tiles, OverlayConfig()))
-    part = 320 / max(size)
-    shown = [image for image in (loaded.image, *(image for _, image in tiles)) if image]
-    small = [
-        np.asarray(i.resize((round(size[0] * part), round(size[1] * part)), Image.Resampling.LANCZOS)) for i in shown
-    ]
-    places = [located(sheet, tile) for tile in small]
-    assert [(place.y0, place.x0) for place in places] == sorted((place.y0, place.x0) for place in places)
-    assert max(sum(place.y0 == other.y0 for other in places) for place in places) <= 5
-    free = np.ones(sheet.shape[:2], dtype=bool)
-    for place in places:
-        part_of = slice(int(place.y0), int(place.y1)), slice(int(place.x0), int(place.x1))
-        assert free[part_of].all()
-        free[part_of] = False
-    inked = free & (sheet != np.asarray(Image.new("RGB", (1, 1), PAPER))).any(axis=-1)
-    for i, place in enumerate(places):
-        below = inked[int(place.y1) : int(place.y1) + 60, int(place.x0) : int(place.x1)]
-        assert below[:28].any()
-        assert below[28:].any() == (i > 0)
-    assert inked[: int(places[0].y0)].any()
-
-
-def test_a_grid_does_not_paint_over_its_own_image(camcli: Camcli, tmp_path: Path) -> None:
-    for size in ("original", "model"):
-        look = f"overlay={{format: png, grid: true, size: {size}}}"
-        settings = ["methods=[gradcam, layercam]", "targets={top: 2}", look]
-        words = [word for setting in settings for word in ("-s", setting)]
-        assert camcli("run", SHAPES, "--limit", 1, "--out", tmp_path / size, *words).code == 0
-        [record] = records(tmp_path / size)
-        loaded_ = load_image(Path(record["source"]), Preprocess((128, 128), (128, 128), *_HALVES, "bilinear", "center"))
-        plain = loaded_.image if size == "original" else Image.fromarray(loaded_.input)
-        assert plain is not None
-        part = 320 / max(plain.size)
-        for name, target in zip(record["grids"], (0, 2), strict=True):
-            sheet = np.asarray(Image.open(tmp_path / size / name).convert("RGB"))
-            maps = [Image.open(tmp_path / size / h["overlay"]) for h in record["heatmaps"][target : target + 2]]
-            found = [
-                located(
-                    sheet,
-                    np.asarray(i.resize((round(i.width * part), round(i.height * part)), Image.Resampling.LANCZOS)),
-                )
-                for i in (plain, *maps)
-            ]
-            assert [place.x0 for place in found] == sorted({place.x0 for place in found})
-
-
-_HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
-def words_under(heatmap: Heatmap) -> bytes:
-    """The pixels of the note below a grid's one tile; the same for the same words."""
-    image = image_of(noise(320, 320), Box(0, 0, 320, 320))
-    sheet = grid(image, [(heatmap, noise(320, 320, 1))], OverlayConfig())
-    return sheet.crop((sheet.width // 2, sheet.height - 42, sheet.width, sheet.height)).tobytes()
-
-
-def test_a_grid_says_the_range_that_colours_hide_or_that_there_is_no_evidence() -> None:
-    some, more = heatmap_of("gradcam", raw_max=0.001), heatmap_of("gradcam", raw_max=30.0)
-    none, nothing = heatmap_of("gradcam", raw_max=0.0, empty=True), heatmap_of("gradcam", raw_max=9.0, empty=True)
-    assert len({words_under(heatmap) for heatmap in (some, more, none)}) == 3
-    assert words_under(none) == words_under(nothing)
 
 
 def test_concepts_take_the_colour_of_the_strongest_and_none_where_there_is_none() -> None:

@@ -107,7 +107,7 @@ def test_no_output_is_the_folder_of_another(names: list[str]) -> None:
     assert not folders & set(paths)
 
 
-OUTPUTS = (("overlays/", ".gradcam.1-cat.jpg"), ("reports/", ".json"), ("maps/", ".npz"), ("overlays/", ".grid.1.jpg"))
+OUTPUTS = (("overlays/", ".gradcam.1-cat.jpg"), ("reports/", ".json"), ("maps/", ".npz"), ("overlays/", ".grid.jpg"))
 
 
 def test_a_name_cannot_pose_as_the_short_form_of_another() -> None:

@@ -248,7 +248,11 @@ class OverlayConfig(Section):
     )
     colormap: str = Field("inferno", description="Any matplotlib colour map.")
     signed_colormap: str = Field("RdBu_r", description="For signed maps: a diverging matplotlib colour map.")
-    grid: Switch = Field(False, description="Also one image for each target that shows all methods side by side.")
+    grid: Switch = Field(False, description="Also a sheet for each image that shows all methods and targets.")
+    caption: Switch | None = Field(
+        None,
+        description="Class, probability, method, layer and raw range below each overlay; null: in grids only.",
+    )
     size: Literal["original", "model"] | Positive = Field(
         1280,
         description="Pixels of the longest side, where the image has more; original: the image as it is; model: the "

@@ -33,6 +33,7 @@ from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model, model_from_module
 from camcli.pipeline.prepare import device, network_key, resolve_layers
 from camcli.records import Box, Heatmap, Prediction
+from camcli.render.caption import captioned
 from camcli.render.overlay import paint
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any]
@@ -66,7 +67,8 @@ class Explanation:
         """The image with a heatmap on it; `look` are fields of `overlay` in a config, such as alpha=0.7."""
         heatmap, config = self.heatmaps[index], OverlayConfig.model_validate(look)
         image = LoadedImage(self.image, self.image.size, self.input, self.seen)
-        return paint(image, heatmap.heat, config, heatmap.signed)
+        painted = paint(image, heatmap.heat, config, heatmap.signed)
+        return captioned(painted, heatmap, config) if config.caption else painted
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows: all heatmaps beside each other."""

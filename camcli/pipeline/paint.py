@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 from camcli.pipeline.flow import Explained, Outcome
 from camcli.pipeline.order import Phase, in_order
-from camcli.pipeline.painter import top_of
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Failure, ImageResult
+from camcli.render.caption import top_of
 
 
 def paint(

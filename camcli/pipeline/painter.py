@@ -15,8 +15,9 @@ from camcli.pipeline.record import image_record
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Heatmap, ImageResult
 from camcli.render import maps
-from camcli.render.grid import grid, grid_names
-from camcli.render.overlay import encode, longest, overlay_name, paint
+from camcli.render.caption import captioned, top_of
+from camcli.render.grid import grid, grid_name, tile
+from camcli.render.overlay import canvas, encode, longest, overlay_name, paint
 from camcli.results import report
 from camcli.results.fingerprint import SHORT, look_of
 from camcli.results.ledger import Line, line_for
@@ -70,7 +71,7 @@ class Painter:
         """Bytes that painting takes beside the image that is painted on: copies of it, and the encoded files."""
         width, height = shrunk_size(result.size, self.keep)
         look, overlays = self.config.overlay, len(result.heatmaps)
-        copies = overlays if look.grid else min(overlays - 1, 1)
+        copies = min(overlays - (not look.grid), 1) + bool(look.caption)
         each = RGB_BYTES * max(copies, 0) + _ENCODED_BYTES[look.format] * overlays + _ENCODER_BYTES[look.format]
         return each * width * height if self.keep else 0
 
@@ -81,21 +82,24 @@ class Painter:
         look = self.config.overlay
         files = {fitted(name): data for name, data in maps.WRITERS[self.config.maps](result).items()}
         overlays = [fitted(overlay_name(result, heatmap, look)) for heatmap in result.heatmaps]
-        grids = {fitted(name): members for name, members in grid_names(result, look).items()}
-        about = list(files), list(grids), self.fingerprint, self.look, self.config.targets.above
+        sheet = grid_name(result, look)
+        grids = [fitted(sheet)] if sheet else []
+        about = list(files), grids, self.fingerprint, self.look, self.config.targets.above
         record = image_record(result, self.model, self.layer, overlays, *about)
-        painted: list[Image.Image] = []
+        tiles: list[Image.Image] = []
         for name, heatmap in zip(overlays, result.heatmaps, strict=True):
             last = heatmap is result.heatmaps[-1] and not grids
             with self.stopwatch.timing("render"):
                 image = paint(loaded, _shown(heatmap, tops), look, heatmap.signed, last)
+                if grids:
+                    tiles.append(tile(image, result.heatmaps))
+                if look.caption:
+                    image = captioned(image, heatmap, look, tops.get(heatmap.method, 0.0))
             with self.stopwatch.timing("encode"):
                 files[name] = encode(image, look)
-            if grids:
-                painted.append(image)
-        for name, members in grids.items():
-            tiles = [(result.heatmaps[i], painted[i]) for i in members]
-            files[name] = encode(grid(loaded, tiles, look), look)
+        for name in grids:
+            plain = tile(canvas(loaded, look)[0], result.heatmaps)
+            files[name] = encode(grid(plain, result.heatmaps, tiles, look, tops), look)
         return files, record
 
 
@@ -108,8 +112,3 @@ def _shown(heatmap: Heatmap, tops: Mapping[str, float]) -> Heat:
         return heatmap.heat * (top_of(heatmap) / top)
     low = max(heatmap.raw_min, 0.0)
     return (heatmap.heat * (heatmap.raw_max - low) + low) / top
-
-
-def top_of(heatmap: Heatmap) -> float:
-    """The raw value that heat 1 stands for; a signed map is scaled by its largest magnitude."""
-    return max(heatmap.raw_max, -heatmap.raw_min) if heatmap.signed else heatmap.raw_max

@@ -12,11 +12,12 @@ from camcli.config.schema import OverlayConfig
 from camcli.images import geometry
 from camcli.images.decode import LoadedImage
 from camcli.records import Box
-from camcli.render.grid import INK, LINE, MARGIN, PAPER, write_line
+from camcli.render.caption import INK, PAPER
 from camcli.render.overlay import canvas
 from camcli.render.styles import OPACITY
+from camcli.render.text import write_line
 
-SWATCH = 16
+SWATCH, MARGIN, LINE = 16, 12, 28
 LEAST_WIDTH = 320
 
 

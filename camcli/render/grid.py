@@ -1,97 +1,118 @@
-"""overlays/<id>.grid.<class>.<format>: image | method | method …, under the class and its probability."""
+"""overlays/<id>.grid.<format>: the image and all its maps on one sheet, a block of rows for each target."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from camcli.config.schema import OverlayConfig
-from camcli.images.decode import LoadedImage
-from camcli.records import Heatmap, ImageResult, Prediction
-from camcli.render.overlay import canvas, target_name
+from camcli.records import Heatmap, ImageResult
+from camcli.render.caption import INK, PAPER, bar_of, named, on_strip, text_size
+from camcli.render.overlay import target_name
+from camcli.render.text import write_line
 
-TILE = 320
-MARGIN = 12
-LINE = 28
 COLUMNS = 5
-PAPER, INK, FAINT = "white", "#1b1f24", "#6a737d"
+# In pixels: the sheet at its widest, the longest side of a tile, the space around it, and the line above a block.
+WIDEST, TILE, MARGIN, HEADING = 1920, 480, 16, 44
+HEADING_TEXT = 24
 
 
-def grid_names(result: ImageResult, config: OverlayConfig) -> Mapping[str, list[int]]:
-    """Path below the run folder -> the heatmaps of one target, by their place in the result; empty unless asked for.
+def grid_name(result: ImageResult, config: OverlayConfig) -> str | None:
+    """Path below the run folder, None where there is no grid."""
+    return f"overlays/{result.id}.grid.{config.format}" if config.grid and result.heatmaps else None
 
-    A map of no class is in the grid of each target; where there is no target, in one that names none.
+
+def blocks(heatmaps: Sequence[Heatmap]) -> list[list[int]]:
+    """For each target, which of the heatmaps are of it, by method.
+
+    A map of no class is in the block of each target; where there is no target, in one that names none.
     """
-    maps = result.heatmaps if config.grid else ()
-    order = list(dict.fromkeys(heatmap.method for heatmap in maps))
-    targets = dict.fromkeys(target_name(h) for h in maps if h.target) or dict.fromkeys(target_name(h) for h in maps)
-    return {
-        f"overlays/{result.id}.grid{target}.{config.format}": sorted(
-            (i for i, h in enumerate(maps) if target_name(h) in ("", target)), key=lambda i: order.index(maps[i].method)
+    order = list(dict.fromkeys(heatmap.method for heatmap in heatmaps))
+    targets = dict.fromkeys(target_name(h) for h in heatmaps if h.target) or {"": None}
+    return [
+        sorted(
+            (i for i, h in enumerate(heatmaps) if target_name(h) in ("", target)),
+            key=lambda i: order.index(heatmaps[i].method),
         )
         for target in targets
-    }
+    ]
 
 
-def grid(loaded: LoadedImage, tiles: Sequence[tuple[Heatmap, Image.Image]], config: OverlayConfig) -> Image.Image:
-    """The image and the painted `tiles` of one target, five a row, each over its method and its range."""
-    plain = canvas(loaded, config)[0]
-    shown = [("image", "", plain), *((_method(heatmap), evidence(heatmap), image) for heatmap, image in tiles)]
-    width, height = _tile_size(plain)
-    columns = min(len(shown), COLUMNS)
-    rows = ceil(len(shown) / columns)
-    across, down = width + MARGIN, height + 2 * LINE + MARGIN
-    size = MARGIN + columns * across, MARGIN + LINE + rows * down
-    sheet = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(sheet)
-    write_line(draw, (MARGIN, MARGIN), caption([heatmap for heatmap, _ in tiles]), 20, INK, size[0] - 2 * MARGIN)
-    for i, (name, note, image) in enumerate(shown):
-        x, y = MARGIN + i % columns * across, MARGIN + LINE + MARGIN // 2 + i // columns * down
-        sheet.paste(image.resize((width, height), Image.Resampling.LANCZOS), (x, y))
-        write_line(draw, (x, y + height + 4), name, 16, INK, width)
-        write_line(draw, (x, y + height + 4 + LINE), note, 16, FAINT, width)
+def columns_of(heatmaps: Sequence[Heatmap]) -> int:
+    """In how many columns the image and the maps of a target make rows of the same length, or nearly so."""
+    tiles = 1 + max(map(len, blocks(heatmaps)))
+    return ceil(tiles / ceil(tiles / COLUMNS))
+
+
+def tile(image: Image.Image, heatmaps: Sequence[Heatmap]) -> Image.Image:
+    """The image as the grid of these heatmaps shows it."""
+    widest = (WIDEST - MARGIN) // columns_of(heatmaps) - MARGIN
+    part = min(TILE / max(image.size), widest / image.width)
+    size = max(1, round(image.width * part)), max(1, round(image.height * part))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def grid(
+    plain: Image.Image,
+    heatmaps: Sequence[Heatmap],
+    tiles: Sequence[Image.Image],
+    config: OverlayConfig,
+    tops: Mapping[str, float],
+) -> Image.Image:
+    """The `plain` image and one painted image for each heatmap, all made a `tile`.
+
+    With captions, each block is below its class and each tile above its method and layer. tops: for each method, the
+    raw value of full heat where that is not the map's own.
+    """
+    told = config.caption is not False
+    shown = [
+        _told(tile, heatmap, config, tops) if told else tile for heatmap, tile in zip(heatmaps, tiles, strict=True)
+    ]
+    first = on_strip(plain, "image", "", "", None, text_size(plain.width)) if told else plain
+    parts = [_block(first, [shown[i] for i in members], columns_of(heatmaps)) for members in blocks(heatmaps)]
+    if told:
+        parts = [
+            _below(_heading([heatmaps[i] for i in members]), part)
+            for members, part in zip(blocks(heatmaps), parts, strict=True)
+        ]
+    return _stacked(parts)
+
+
+def _told(tile: Image.Image, heatmap: Heatmap, config: OverlayConfig, tops: Mapping[str, float]) -> Image.Image:
+    bar = bar_of(heatmap, config, tops.get(heatmap.method, 0.0))
+    note = "" if heatmap.target else "of no class"
+    return on_strip(tile, heatmap.method, note, heatmap.layer, bar, text_size(tile.width))
+
+
+def _block(first: Image.Image, others: Sequence[Image.Image], columns: int) -> Image.Image:
+    """All images, which are of one size, in rows."""
+    across, down = first.width + MARGIN, first.height + MARGIN
+    rows = ceil((1 + len(others)) / columns)
+    sheet = Image.new("RGB", (MARGIN + columns * across, MARGIN + rows * down), PAPER)
+    for i, image in enumerate((first, *others)):
+        sheet.paste(image, (MARGIN + i % columns * across, MARGIN + i // columns * down))
     return sheet
 
 
-def caption(heatmaps: Sequence[Heatmap]) -> str:
-    """Class and probability of what `heatmaps` have in common, and those of the class that it is contrasted with."""
-    for heatmap in heatmaps:
-        if heatmap.target:
-            against = f"  rather than  {_named(heatmap.against)}" if heatmap.against else ""
-            return _named(heatmap.target) + against
-    return "the same for every class"
+def _below(words: str, block: Image.Image) -> Image.Image:
+    """A block with a line above it."""
+    sheet = Image.new("RGB", (block.width, block.height + HEADING), PAPER)
+    sheet.paste(block, (0, HEADING))
+    write_line(ImageDraw.Draw(sheet), (MARGIN, MARGIN), words, HEADING_TEXT, INK, block.width - 2 * MARGIN)
+    return sheet
 
 
-def evidence(heatmap: Heatmap) -> str:
-    """What the colours hide: the map's raw range, or that there is nothing to show."""
-    return "no evidence" if heatmap.empty else f"raw {_short(heatmap.raw_min)} to {_short(heatmap.raw_max)}"
+def _heading(heatmaps: Sequence[Heatmap]) -> str:
+    """Class and probability of what `heatmaps` have in common."""
+    return "   ".join(named(next((h for h in heatmaps if h.target), heatmaps[0])))
 
 
-def _short(value: float) -> str:
-    return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}" if abs(value) < 1e6 else f"{value:.1e}"
-
-
-def _method(heatmap: Heatmap) -> str:
-    return heatmap.method if heatmap.target else f"{heatmap.method}, of no class"
-
-
-def _named(target: Prediction) -> str:
-    return f"{target.label.split(',')[0]}  {target.probability:.1%}"
-
-
-def _tile_size(image: Image.Image) -> tuple[int, int]:
-    """The image's proportions, its longer side TILE pixels."""
-    part = TILE / max(image.size)
-    return max(1, round(image.width * part)), max(1, round(image.height * part))
-
-
-def write_line(
-    draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, colour: str, width: int
-) -> None:
-    """A line that is cut off at `width` pixels."""
-    font = ImageFont.load_default(size)
-    while len(text) > 1 and draw.textlength(text, font) > width:
-        text = text[:-2] + "…"
-    draw.text(place, text, colour, font)
+def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
+    sheet = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), PAPER)
+    y = 0
+    for part in parts:
+        sheet.paste(part, (0, y))
+        y += part.height
+    return sheet
