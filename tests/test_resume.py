@@ -165,7 +165,7 @@ def test_keep_going_keeps_old_images_and_says_how_many(camcli: Camcli, done: tup
     assert "7 of the records were made with another config" in ended.err
     assert rewritten(out, before) == {"new.png"}
     assert sorted(manifest(out)["looks"].values()) == [1, 7]
-    assert camcli("run", folder, "--out", out, *other).code == 2
+    assert camcli("run", folder, "--out", out, *other, "-s", "input.size=96").code == 2
 
 
 def test_a_changed_image_leaves_nothing_of_the_old_one(camcli: Camcli, tmp_path: Path) -> None:

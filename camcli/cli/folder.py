@@ -1,14 +1,21 @@
-"""`camcli status`, `merge` and `export`: what there is to know and to do about a run folder, without torch."""
+"""`camcli status`, `merge`, `export` and `paint`: what there is to know and to do about a run folder, without torch."""
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from camcli.cli import console
-from camcli.cli.options import CheckOption, JsonOption, folder_name
+from camcli.cli import console, summary
+from camcli.cli.options import CheckOption, ConfigOption, JsonOption, SetOption, folder_name, load
+from camcli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from camcli.config.schema import OverlayConfig
 
 
 def status(
@@ -57,3 +64,39 @@ def export(
     from camcli.analysis.export import export as write
 
     console.say(f"{file}: {write(out, file)} rows")
+
+
+def paint(
+    out: Annotated[Path, typer.Argument(parser=folder_name, metavar="OUT", help="Run folder with kept maps.")],
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing unless something is left.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Draw the overlays of a run anew, from its maps and images: another style, colour map, size, caption or grid."""
+    from camcli.cli.progress import Progress
+    from camcli.pipeline.interrupt import Interrupt
+    from camcli.pipeline.repaint import repaint
+
+    look = _look(out, config, overrides or [])
+    with Progress(sys.stderr, quiet=quiet) as progress, Interrupt(progress.tell_now) as interrupt:
+        found = repaint(out, look, progress, interrupt)
+    if json_:
+        console.print_json({**asdict(found), "left": {failure.id: str(failure.message) for failure in found.left}})
+    for line in summary.left(found):
+        console.say(f"left as it is: {line}")
+    if not quiet or found.left:
+        console.say(summary.repainted(found))
+    raise typer.Exit(found.exit_code)
+
+
+def _look(out: Path, config: Path | None, overrides: list[str]) -> OverlayConfig:
+    """The look of the run in `out`, or of a config, with --set; raises ConfigError for other fields than overlays'."""
+    from camcli.results.run import open_run
+
+    wrong = next((text for text in overrides if not text.startswith(("overlay.", "overlay="))), None)
+    if wrong:
+        raise ConfigError(f"--set {wrong}: paint changes how overlays look, so it takes fields of overlay only")
+    now = open_run(out).manifest.config.get("overlay", {})
+    before = [] if config else [f"overlay={json.dumps(now)}"]
+    return load(config, None, [*before, *overrides]).config.overlay

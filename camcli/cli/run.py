@@ -246,6 +246,8 @@ def _run(job: Job, options: RunOptions) -> int:
     from camcli.pipeline.job import settled
     from camcli.results.doubts import doubts
 
+    if code := _restyled(job, options):
+        return code
     earlier = job.earlier()
     ended = settled(job, earlier)
     report, manifest = ended or _perform(job, options)
@@ -268,6 +270,25 @@ def _run(job: Job, options: RunOptions) -> int:
     if not options.quiet and ended is None:
         summary.print_next(_next(report, job, options))
     return report.exit_code
+
+
+def _restyled(job: Job, options: RunOptions) -> int:
+    """Paint anew what only looks different from what is asked for, and say so; the exit code of a signal, or 0."""
+    from camcli.pipeline.job import look_alone_differs
+
+    if not look_alone_differs(job):
+        return 0
+    from camcli.cli.progress import Progress
+    from camcli.pipeline.interrupt import Interrupt
+    from camcli.pipeline.repaint import restyle
+
+    with Progress(sys.stderr, quiet=True) as progress, Interrupt(progress.tell_now) as interrupt:
+        found = restyle(job, progress, interrupt)
+    if found and not options.quiet:
+        console.say(f"another look: {summary.repainted(found)}")
+        for line in summary.left(found):
+            console.say(f"to be explained again: {line}")
+    return interrupt.exit_code
 
 
 def _next(report: RunReport, job: Job, options: RunOptions) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from camcli.config.schema import RunConfig
     from camcli.pipeline.estimate import Estimate
+    from camcli.pipeline.repaint import Repainted
     from camcli.records import Failure, RunReport
     from camcli.results.doubts import Doubt
 
@@ -205,3 +206,17 @@ def print_profile(profile: Mapping[str, float], whole: float) -> None:
         table.add_row(step, f"{value:.2f}", f"{value / max(whole, 1e-9):.0%}", what)
     terminal().print(table)
     say(f"{bound} bounds the run (work is summed over threads; the waits are of the thread that connects them)")
+
+
+def repainted(found: Repainted) -> str:
+    """What became of the overlays of a run that was to look different."""
+    parts = [f"{counted(found.painted, 'image')} painted anew"]
+    parts += [f"{found.kept} looked so already"] * bool(found.kept)
+    parts += [f"{len(found.left)} left as they are"] * bool(found.left)
+    return ", ".join(parts)
+
+
+def left(found: Repainted) -> list[str]:
+    """The first images that were left as they are, and why; and how many more there are."""
+    lines = [one_line(failure.message) for failure in found.left[:NAMED]]
+    return lines + [f"{len(found.left) - NAMED} more"] * (len(found.left) > NAMED)

@@ -374,7 +374,15 @@ def model_input(image: Image.Image, preprocess: Preprocess) -> tuple[Pixels, Box
         pixels = np.repeat(pixels.clip(0, 255)[..., None], preprocess.channels, axis=2)
     if size != (w, h):
         pixels = _framed(pixels, inner[0] - left, inner[1] - top, preprocess)
-    return pixels, Box(left * per_x, top * per_y, (left + w) * per_x, (top + h) * per_y)
+    return pixels, seen_of(image.size, preprocess)
+
+
+def seen_of(size: tuple[int, int], preprocess: Preprocess) -> Box:
+    """The box of an image of `size` that the model's input covers."""
+    (h, w), (full_w, full_h) = preprocess.size, full_size(*size, preprocess)
+    left, top = round((full_w - w) / 2), round((full_h - h) / 2)
+    per_x, per_y = size[0] / full_w, size[1] / full_h
+    return Box(left * per_x, top * per_y, (left + w) * per_x, (top + h) * per_y)
 
 
 def full_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from camcli.errors import ItemError
 from camcli.images.decode import LoadedImage
 from camcli.images.find import Item
 from camcli.records import Failure, FileState, ImageResult
 from camcli.results.ledger import Line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Outcome = Line | Failure
 """What is recorded of an image: the line of its record once its files are there, or its failure."""

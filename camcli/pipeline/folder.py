@@ -11,6 +11,7 @@ from camcli.images.find import asked, by_extension, discover
 from camcli.models.code import code_allowed
 from camcli.pipeline.job import Job
 from camcli.pipeline.progress import Bar, Progress, Silent
+from camcli.pipeline.repaint import restyle
 from camcli.pipeline.run import perform
 from camcli.results.run import Run, open_run
 
@@ -34,6 +35,7 @@ def run(
     items = discover(names, out=Path(out), others=others)
     words = asked(names, None, None, None)
     job = Job(_config(config), items, Path(out), asked=words, skipped_files=by_extension(others))
+    restyle(job, Silent())
     with code_allowed(allow_code):
         perform(job, (Bar() if progress else Silent()) if isinstance(progress, bool) else progress)
     return open_run(out)

@@ -12,7 +12,7 @@ from camcli.images.find import Item, state_of
 from camcli.models.labels import given_labels
 from camcli.records import RunReport
 from camcli.results import counts
-from camcli.results.fingerprint import labels_hash, same_request
+from camcli.results.fingerprint import SHORT, labels_hash, look_of, same_numbers, same_request
 from camcli.results.ledger import Ledger
 from camcli.results.manifest import Manifest, listing
 from camcli.results.resume import Plan, Policy, plan
@@ -63,6 +63,20 @@ def settled(job: Job, run: Run) -> tuple[RunReport, Manifest] | None:
         return None
     work = plan(job.mine, ledger, job.out, job.policy)
     return None if work.todo or work.vanished else (_report(job, work, ledger, told.precision.used), told)
+
+
+def look_alone_differs(job: Job) -> bool:
+    """Whether the folder has records whose numbers are those that this job asks for, and whose overlays are not."""
+    policy, run, asked = job.policy, job.earlier(), job.config.model_dump(mode="json")
+    told, look = run.manifest, look_of(asked["overlay"])[:SHORT]
+    if policy.fresh or policy.keep_going or job.shard or told.precision is None:
+        return False
+    if told.status != "running" and set(told.looks) <= {look}:
+        return False
+    if run.strange or not same_numbers(told.config, asked) or not _same_files(job.config, told):
+        return False
+    ours = told.fingerprint[:SHORT]
+    return any(e.look != look and e.fingerprint == ours for e in run.ledger.entries.values())
 
 
 def _same_job(job: Job, told: Manifest) -> bool:

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from camcli.config.schema import RunConfig
-from camcli.engine.engine import Engine
-from camcli.images.decode import RGB_BYTES, LoadedImage, shrunk_size
-from camcli.images.geometry import Heat
+from camcli.images.decode import LoadedImage
+from camcli.pipeline.drawing import draw, drawing_cost
 from camcli.pipeline.record import image_record
 from camcli.pipeline.stopwatch import Stopwatch
-from camcli.records import Heatmap, ImageResult
+from camcli.records import ImageResult
 from camcli.render import maps
-from camcli.render.caption import captioned, top_of
-from camcli.render.grid import grid, grid_name, tile
-from camcli.render.overlay import canvas, encode, longest, overlay_name, paint
+from camcli.render.overlay import longest
 from camcli.results import report
 from camcli.results.fingerprint import SHORT, look_of
 from camcli.results.ledger import Line, line_for
 from camcli.results.rundir import RunDir
 from camcli.results.storage import fitted
 
-# At most, for each pixel: of the file, and of what encoding it takes.
-_ENCODED_BYTES = {"jpg": 2, "png": 4, "webp": 2}
-_ENCODER_BYTES = {"jpg": 2, "png": 4, "webp": 16}
+if TYPE_CHECKING:
+    from camcli.engine.engine import Engine
 
 
 class Painter:
@@ -68,47 +63,14 @@ class Painter:
         return line_for(record, line)
 
     def cost(self, result: ImageResult) -> int:
-        """Bytes that painting takes beside the image that is painted on: copies of it, and the encoded files."""
-        width, height = shrunk_size(result.size, self.keep)
-        look, overlays = self.config.overlay, len(result.heatmaps)
-        copies = min(overlays - (not look.grid), 1) + bool(look.caption)
-        each = RGB_BYTES * max(copies, 0) + _ENCODED_BYTES[look.format] * overlays + _ENCODER_BYTES[look.format]
-        return each * width * height if self.keep else 0
+        """Bytes that painting takes beside the image that is painted on."""
+        return drawing_cost(len(result.heatmaps), result.size, self.config.overlay)
 
     def _painted(
         self, result: ImageResult, loaded: LoadedImage, tops: Mapping[str, float]
     ) -> tuple[dict[str, bytes], report.ImageRecord]:
         """The files of one image by name, and the record that names them."""
-        look = self.config.overlay
-        files = {fitted(name): data for name, data in maps.WRITERS[self.config.maps](result).items()}
-        overlays = [fitted(overlay_name(result, heatmap, look)) for heatmap in result.heatmaps]
-        sheet = grid_name(result, look)
-        grids = [fitted(sheet)] if sheet else []
-        about = list(files), grids, self.fingerprint, self.look, self.config.targets.above
-        record = image_record(result, self.model, self.layer, overlays, *about)
-        tiles: list[Image.Image] = []
-        for name, heatmap in zip(overlays, result.heatmaps, strict=True):
-            last = heatmap is result.heatmaps[-1] and not grids
-            with self.stopwatch.timing("render"):
-                image = paint(loaded, _shown(heatmap, tops), look, heatmap.signed, last)
-                if grids:
-                    tiles.append(tile(image, result.heatmaps))
-                if look.caption:
-                    image = captioned(image, heatmap, look, tops.get(heatmap.method, 0.0))
-            with self.stopwatch.timing("encode"):
-                files[name] = encode(image, look)
-        for name in grids:
-            plain = tile(canvas(loaded, look)[0], result.heatmaps)
-            files[name] = encode(grid(plain, result.heatmaps, tiles, look, tops), look)
-        return files, record
-
-
-def _shown(heatmap: Heatmap, tops: Mapping[str, float]) -> Heat:
-    """The heat that the colours stand for: scaled by the image's own range, or by that of the run."""
-    top = tops.get(heatmap.method, 0.0)
-    if heatmap.empty or top <= 0:
-        return heatmap.heat
-    if heatmap.signed:
-        return heatmap.heat * (top_of(heatmap) / top)
-    low = max(heatmap.raw_min, 0.0)
-    return (heatmap.heat * (heatmap.raw_max - low) + low) / top
+        kept = {fitted(name): data for name, data in maps.WRITERS[self.config.maps](result).items()}
+        drawn = draw(result, loaded, self.config.overlay, tops, self.stopwatch)
+        about = list(kept), drawn.grids, self.fingerprint, self.look, self.config.targets.above
+        return {**kept, **drawn.files}, image_record(result, self.model, self.layer, drawn.overlays, *about)

@@ -20,7 +20,7 @@ from camcli.pipeline.stages import through_stages
 from camcli.pipeline.workers import Task, in_processes
 from camcli.records import SCHEMA_VERSION, RunReport
 from camcli.results import counts
-from camcli.results.fingerprint import fingerprint, identity, look_of, same_numbers
+from camcli.results.fingerprint import SHORT, fingerprint, identity, look_of, same_numbers
 from camcli.results.manifest import NOT_BEGUN, Manifest, Model, Precision, ended, libraries, listing, part, running
 from camcli.results.merge import refuse_another_run
 from camcli.results.resume import Plan, plan, refuse_another_config, refuse_other_names
@@ -118,7 +118,8 @@ def _planned(job: Job, folder: RunDir, settings: Manifest) -> Plan:
         refuse_another_config(folder.earlier, settings)
         if job.shard:
             refuse_another_run(job.out, job.shard, settings)
-    work = plan(job.mine, folder.ledger, job.out, job.policy)
+    look = "" if job.policy.keep_going else settings.look[:SHORT]
+    work = plan(job.mine, folder.ledger, job.out, job.policy, look)
     if job.config.overlay.scale == "run" and work.todo:
         return Plan((), tuple(job.mine), work.vanished)
     return work

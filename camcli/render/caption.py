@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,6 +18,22 @@ PAPER, INK, FAINT = "white", "#1b1f24", "#57606a"
 TEXT_PART, TEXT_SIZES, LINE = 1 / 32, (12, 30), 1.5
 # A strip is at least so many sizes of its text wide, and with so many it has the bar beside the text.
 NARROW, WIDE = 18, 30
+
+
+class HasRange(Protocol):
+    """A heatmap, or the record of one."""
+
+    @property
+    def raw_min(self) -> float:
+        """Smallest value before scaling."""
+
+    @property
+    def raw_max(self) -> float:
+        """Largest value before scaling."""
+
+    @property
+    def signed(self) -> bool:
+        """Whether negative values speak against the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +115,7 @@ def bar_of(heatmap: Heatmap, config: OverlayConfig, top: float = 0.0) -> Bar:
     return Bar(_colours(config, heatmap.signed), _short(low), _short(high))
 
 
-def top_of(heatmap: Heatmap) -> float:
+def top_of(heatmap: HasRange) -> float:
     """The raw value that heat 1 stands for; a signed map is scaled by its largest magnitude."""
     return max(heatmap.raw_max, -heatmap.raw_min) if heatmap.signed else heatmap.raw_max
 

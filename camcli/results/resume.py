@@ -46,12 +46,14 @@ class Plan:
     vanished: tuple[str, ...]
 
 
-def plan(items: Sequence[Item], ledger: Ledger, out: Path, policy: Policy) -> Plan:
-    """What is left to do of `items`, given the records in `ledger`."""
+def plan(items: Sequence[Item], ledger: Ledger, out: Path, policy: Policy, look: str = "") -> Plan:
+    """What is left to do of `items`, given the records in `ledger`; look: that overlays must have, empty for any."""
     stands = ("done",) if policy.retry_failed else ("done", "failed")
     kept, todo = [], []
     for item in items:
-        if verdict(item, ledger.entries.get(item.id), out, policy.check) in stands:
+        entry = ledger.entries.get(item.id)
+        looks_so = not entry or not look or entry.look == look
+        if looks_so and verdict(item, entry, out, policy.check) in stands:
             kept.append(item.id)
         else:
             todo.append(item)
@@ -68,14 +70,15 @@ def verdict(item: Item, entry: Entry | None, out: Path, check: Check) -> Verdict
     """How `item` stands: `changed` means its input, `damaged` the files that were written for it."""
     if entry is None:
         return "missing"
-    if not _same(entry.file, item.path, check):
+    if not unchanged(entry.file, item.path, check):
         return "changed"
     if not entry.done:
         return "failed"
     return "done" if all(_size(os.path.join(out, name)) == size for name, size in entry.files.items()) else "damaged"
 
 
-def _same(before: FileState | None, path: Path, check: Check) -> bool:
+def unchanged(before: FileState | None, path: Path, check: Check = "stat") -> bool:
+    """Whether the file is what it was."""
     by_hash = check == "hash" and before is not None and before.sha256 is not None
     now = state_of(path, with_hash=by_hash)
     if before is None or now is None:
@@ -140,8 +143,14 @@ def _advice(items: Sequence[Item], ledger: Ledger) -> str:
 
 
 def refuse_another_config(earlier: Run, settings: Manifest) -> None:
-    """Raises ConfigError when `earlier` has records of another fingerprint or look than those of `settings`."""
-    others = [e for e in earlier.ledger.entries.values() if e.made_with != settings.made_with]
+    """Raises ConfigError when `earlier` has records of another fingerprint than those of `settings`.
+
+    In a part of a run they may have no other look either, which all parts have in common; elsewhere that is no reason,
+    since those images are painted or explained again.
+    """
+    counted = 2 if settings.shard else 1
+    entries = earlier.ledger.entries.values()
+    others = [e for e in entries if e.made_with[:counted] != settings.made_with[:counted]]
     if not others:
         return
     before = earlier.manifest.identity
