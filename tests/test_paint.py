@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from camcli.config.schema import OverlayConfig
 from camcli.pipeline.interrupt import Interrupt
@@ -28,18 +30,25 @@ LOOKS = {
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Two shapes, one much larger than the model's input and portrait; and a file that is no image."""
+    """Two shapes, a portrait in deep grey that is larger than the model's input, and a file that is no image."""
     for name in ("01-circle-star.jpg", "12-star.png"):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes((SHAPES / name).read_bytes())
-    save_image(tmp_path / "in" / "tall.png", 333, 601)
+    deep = np.random.default_rng(0).integers(0, 40_000, (601, 333), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "in" / "tall.png")
     (tmp_path / "in" / "broken.png").write_bytes(b"no image")
     return tmp_path / "in"
 
 
 def explain(camcli: Camcli, images: Path, out: Path, *settings: str, maps: str = "npz") -> Ended:
     """A run of the embedded model, of two methods of which one is signed."""
-    words = ("methods=[gradcam, guided-backprop]", "targets={top: 2}", f"maps={maps}", *settings)
+    words = (
+        "methods=[gradcam, guided-backprop]",
+        "targets={top: 2}",
+        "input.range=[0, 30000]",
+        f"maps={maps}",
+        *settings,
+    )
     return camcli("run", images, "--out", out, *[word for setting in words for word in ("-s", setting)])
 
 

@@ -155,13 +155,15 @@ def loading(
 
 
 @contextmanager
-def pixels(source: Source, keep: int, budget: Budget, more: int = 0) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
+def pixels(
+    source: Source, keep: int, budget: Budget, more: int = 0, scale: Range | None = None
+) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
     """An image's own pixels alone, as `loading` keeps them, and its size; raises ItemError as that does.
 
-    A JPEG is decoded at a half, a quarter or an eighth of its size where that is enough.
+    A JPEG is decoded at a half, a quarter or an eighth of its size where that is enough. scale: as `Preprocess.range`.
     """
     with ExitStack() as stack:
-        image, size, _ = _decoded(source, keep, budget, stack, more, draft=True)
+        image, size, _ = _decoded(source, keep, budget, stack, more, draft=True, scale=scale)
         yield _visible(shrunk(image, keep)), size
 
 

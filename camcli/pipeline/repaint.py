@@ -190,7 +190,7 @@ class _Artist:
         result = self._result(record)
         cost = drawing_cost(len(result.heatmaps), result.size, self.look)
         if longest(self.look):
-            with pixels(source, longest(self.look), self.budget, cost) as (image, size):
+            with pixels(source, longest(self.look), self.budget, cost, self.preprocess.range) as (image, size):
                 return self._written(record, result, LoadedImage(image, size, _NO_INPUT, result.seen))
         with loading(source, self.preprocess, 0, self.budget, cost) as loaded:
             return self._written(record, result, loaded)
