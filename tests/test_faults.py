@@ -310,7 +310,7 @@ def test_a_device_that_fails_before_the_first_image_is_no_defect(
 
     monkeypatch.setattr(f"camcli.pipeline.prepare.{step}", fail)
     monkeypatch.setattr("camcli.pipeline.prepare.compile_backbone", lambda engine: None)
-    words = ("-s", f"runtime.compile={str(step == 'warm_up').lower()}", "-s", "runtime.batch_size=auto")
+    words = ("-s", f"runtime.backend={'compile' if step == 'warm_up' else 'torch'}", "-s", "runtime.batch_size=auto")
     ended = camcli("run", images(tmp_path / "in", 2), "--out", tmp_path / "out", *TINY, *words)
     assert (ended.code, said in ended.err, "Traceback" in ended.err) == (3, True, False), ended.err
     assert not list((tmp_path / "out").glob("camcli-crash*"))
