@@ -377,7 +377,8 @@ def test_a_run_says_what_it_chose_and_a_resumed_one_keeps_to_it(
     assert told["precision"]["used"] == "bf16"
     assert told["precision"]["why"].startswith("of 13 images ")
     assert told["config"]["runtime"]["precision"] == "auto"
-    assert told["identity"]["runtime"] == {"precision": "bf16", "guard": told["precision"]["guard"]}
+    used = {"precision": "bf16", "guard": told["precision"]["guard"], "backend": "torch"}
+    assert told["identity"]["runtime"] == used
     assert 1 <= told["batch_size"] <= 32
 
     with monkeypatch.context() as patch:
