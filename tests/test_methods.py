@@ -375,7 +375,7 @@ def test_one_overlay_per_method_and_target_and_a_grid(camcli: Callable[..., Ende
     assert [h["signed"] for h in record["heatmaps"]] == [False, True, False, True]
     files = [h["overlay"] for h in record["heatmaps"]] + record["grids"] + record["maps"]
     assert len(record["grids"]) == 1
-    assert len(set(files)) == 10
+    assert len(set(files)) == 9
     for name in files:
         with Image.open(out / name) as image:
             image.load()

@@ -182,6 +182,7 @@ def test_contours_run_at_half_and_at_four_fifths_and_leave_the_rest(signed: bool
     assert inner.mean() == pytest.approx(0.2, abs=0.01)
     assert outer.mean() == pytest.approx(0.5, abs=0.01)
     assert max(np.abs(inner - 0.2).max(), np.abs(outer - 0.5).max()) < 0.04
+    assert (x.mean() + 0.5, y.mean() + 0.5) == pytest.approx((250, 210), abs=0.4)
     core = painted[210, 348:352].astype(float)
     wanted = coloured("RdBu_r", np.zeros(1)) if signed else coloured("inferno", np.full(1, 0.5))
     assert np.abs(core - wanted).max(axis=1).min() < 20
