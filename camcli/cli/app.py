@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from camcli.cli import config, console, diff, folder, models, run, stdio
+from camcli.cli import config, console, diff, folder, models, page, run, stdio
 from camcli.errors import CamcliError
 from camcli.images.memory import keep_freed_memory
 from camcli.models.code import code_allowed
@@ -119,6 +119,7 @@ _add(app, folder.export, "export out results.csv")
 _add(app, diff.diff, "diff base.json.gz out --markdown summary.md")
 _add(app, diff.baseline, "baseline out base.json.gz")
 _add(app, folder.paint, "paint out -s overlay.style=contours -s overlay.caption=true", codes=True)
+_add(app, page.report, "report out --open", "report out --single-file unsure.html --only unsure")
 _add(app, models.doctor, "doctor", cls=TyperCommand)
 _add(app, models.layers, "layers -m torchvision/resnet50")
 _add(app, models.labels, "labels cat -m timm/resnet50")

@@ -90,6 +90,7 @@ class RunOptions(ConfigOptions):
             "--junit", parser=junit_name, metavar="FILE", help="Also write a JUnit file, a test case an image."
         ),
     ] = None
+    report: Annotated[bool, typer.Option("--report", help="Then build OUT/index.html, a page of the run.")] = False
 
     def short(self) -> Iterator[Override]:
         """Those of every command, --device and --threads."""
@@ -256,6 +257,8 @@ def _run(job: Job, options: RunOptions) -> int:
         from camcli.results.junit import write_junit
 
         write_junit(options.junit, [item.id for item in job.mine], left)
+    if options.report:
+        _build_page(job)
     if options.json_:
         console.print_json({**manifest.as_json(), "exit_code": report.exit_code})
     if not options.quiet and ended is None:
@@ -299,6 +302,15 @@ def _next(report: RunReport, job: Job, options: RunOptions) -> str:
     if report.failed > report.known:
         return words if options.retry_failed else f"{words} --retry-failed"
     return f"camcli {'merge' if job.shard else 'status'} {shlex.quote(str(job.out))}"
+
+
+def _build_page(job: Job) -> None:
+    """Show what is in the folder; raises ConfigError for one part of a run, whose others are elsewhere."""
+    from camcli.analysis.page.build import build
+
+    if job.shard:
+        raise ConfigError("--report: this is one part of a run; `camcli merge OUT`, then `camcli report OUT`")
+    build(job.out)
 
 
 def _perform(job: Job, options: RunOptions) -> tuple[RunReport, Manifest]:

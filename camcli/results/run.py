@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,10 @@ from camcli.results.rows import Row, columns, rows_of
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+# NumPy parses headers with `ast`, which before Python 3.12 fails now and then where several threads do
+# (https://github.com/python/cpython/issues/106905).
+_ONE_HEADER_AT_A_TIME = threading.Lock()
 
 
 def results_file(path: Path, suffix: str = "") -> Path:
@@ -90,7 +95,7 @@ class Run:
         if names[0].endswith(".npz"):
             import numpy as np
 
-            with np.load(self.path / names[0]) as arrays:
+            with _ONE_HEADER_AT_A_TIME, np.load(self.path / names[0]) as arrays:
                 target = f".{heatmap.target.index}" if heatmap.target else ""
                 found: NDArray[np.float32] = arrays[heatmap.method + target]
                 return found

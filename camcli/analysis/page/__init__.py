@@ -1,0 +1,1 @@
+"""The page of a run folder: what `camcli report` builds from records, overlays and maps, without torch."""
