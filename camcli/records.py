@@ -77,6 +77,7 @@ class Heatmap:
     raw_min, raw_max: range of the map before scaling, which the scaled map hides.
     empty: the map has nothing to show, so `heat` is zero everywhere; reason: why.
     against: the class that the target is contrasted with.
+    concept: what the map is of instead of a class, by its number in concepts.json.
     """
 
     method: str
@@ -89,6 +90,7 @@ class Heatmap:
     signed: bool = False
     against: Prediction | None = None
     reason: str = ""
+    concept: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,8 +166,7 @@ class Witness(Budget):
 @pytest.fixture
 def witnesses(monkeypatch: pytest.MonkeyPatch) -> list[Witness]:
     """The budgets of the runs of a test."""
-    for module in ("pipeline.stages", "analysis.concepts"):
-        monkeypatch.setattr(f"camcli.{module}.Budget", Witness)
+    monkeypatch.setattr("camcli.pipeline.limits.Budget", Witness)
     Witness.seen.clear()
     return Witness.seen
 
@@ -199,9 +198,13 @@ def test_concepts_count_what_they_decode(camcli: Camcli, tmp_path: Path, witness
     words = ("dff", tmp_path / "in", "--out", tmp_path / "out", "-s", "runtime.memory=8MiB")
     ended = camcli(*words)
     assert ended.code == 0, ended.err
-    [budget] = witnesses
-    assert budget.most <= budget.size == 8 * MIB
-    assert budget.asked == 4 * 5
+    learning, painting = witnesses
+    for budget in (learning, painting):
+        assert 0 < budget.most <= budget.size == 8 * MIB
+        assert (budget.in_work, budget.kept) == (0, 0)
+    assert learning.most_kept == 0
+    assert learning.asked == 5
+    assert painting.asked == 5 + 5
 
 
 def test_what_waits_for_a_large_image_is_not_lost(camcli: Camcli, tmp_path: Path) -> None:

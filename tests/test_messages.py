@@ -135,7 +135,7 @@ def test_concepts_are_drawn_of_inputs_only(camcli: Camcli, tmp_path: Path) -> No
     for _ in range(2):
         ended = camcli("dff", folder, "--out", folder, *TINY, "--json")
         assert ended.code == 0, ended.err
-        assert [image["id"] for image in json.loads(ended.out)["images"]] == ["a.jpg"]
+        assert json.loads(ended.out)["inputs"]["images"] == 1
 
 
 def test_a_full_disk_stops_concepts(camcli: Camcli, tmp_path: Path, small_disk: Path) -> None:

@@ -11,7 +11,7 @@ from tests.conftest import REPO
 from tests.mutants.__main__ import Mutant, read
 
 MUTANTS = read("")
-ROOMS = sorted(path.name for path in (REPO / "camcli").iterdir() if (path / "__init__.py").exists())
+ROOMS = sorted({path.parts[-2] for path in (REPO / "camcli").glob("*/*.py") if path.name != "__init__.py"})
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from camcli.config.schema import OptionsConfig, RunConfig
-from camcli.engine.methods import METHODS
+from camcli.engine.methods import METHODS, methods_of
 from camcli.engine.methods.options import options_of
 from camcli.errors import ConfigError
 from camcli.results.fingerprint import same_request
@@ -26,14 +26,14 @@ Camcli = Callable[..., Ended]
 
 def told(options: dict[str, Any], *names: str) -> dict[str, dict[str, Any]]:
     """What the methods of these names are told."""
-    found = options_of([METHODS.get(name) for name in names], OptionsConfig.model_validate(options))
+    found = options_of(methods_of(names), OptionsConfig.model_validate(options))
     return {name: model.model_dump() for name, model in found.items()}
 
 
 def test_the_readme_has_every_option_with_its_default() -> None:
     [text] = re.findall(r"```yaml\n(options:\n.*?)```", (REPO / "configs" / "README.md").read_text(), re.DOTALL)
     documented = yaml.safe_load(text)["options"]
-    assert documented == {"chunk": OptionsConfig().chunk, **told({}, *METHODS)}
+    assert documented == {"chunk": OptionsConfig().chunk, **told({}, *METHODS, "dff")}
 
 
 def test_an_option_beside_the_sections_is_for_every_method_that_has_it() -> None:

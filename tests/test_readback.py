@@ -357,6 +357,7 @@ def taken_up(job: Job) -> None:
         prepare._batch_size(job.config, None, 1, 1, earlier)  # type: ignore[arg-type]
         settings = NOTHING.model_copy(update={"fingerprint": "e" * 64, "identity": {"a": 1}})
         survives(lambda: refuse_strange(folder.earlier))
+        survives(lambda: pipeline._refuse_to_mix(job, folder, settings))
         survives(lambda: pipeline._planned(job, folder, settings))
         work = plan(job.mine, folder.ledger, job.out, job.policy)
         folder.begin(running(settings))

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
@@ -143,9 +142,9 @@ def print_status(found: Status) -> None:
             f"the inputs cannot be listed again, so {counted(found.unknown, 'image')} without a record stay nameless"
         )
     if found.todo or found.unknown or found.vanished:
-        typer.echo("to go on: the same `camcli run` again" + ("; --retry-failed for the failed" * bool(found.failed)))
+        typer.echo("to go on: the same command again" + ("; --retry-failed for the failed" * bool(found.failed)))
     elif found.failed:
-        typer.echo("to try the failed ones again: the same `camcli run` with --retry-failed")
+        typer.echo("to try the failed ones again: the same command with --retry-failed")
 
 
 def evidence_lines(found: Mapping[str, int], above: float | None, foreign: int = 0) -> list[str]:
@@ -217,16 +216,6 @@ def _layer_line(candidate: Mapping[str, Any]) -> str:
         if (share := candidate["live_locations"])
         else f"[dim]{text}  no gradient[/]"
     )
-
-
-def print_concepts(found: Mapping[str, Any], out: Path) -> None:
-    """The concepts of a folder, what failed, and where the rest is."""
-    for concept in found["concepts"]:
-        raised = ", ".join(f"{c['label'].split(',')[0]} {c['raised']:+.2f}" for c in concept["classes"])
-        say(f"{concept['colour']}  {raised or 'raises no class'}")
-    for failure in found["failures"]:
-        say(f"failed: {one_line(failure['message'])}")
-    say(f"{out}: concepts.json, overlays/ of {counted(len(found['images']), 'image')}")
 
 
 def print_labels(found: Sequence[Mapping[str, Any]]) -> None:

@@ -32,6 +32,7 @@ class Progress:
         self.quiet = quiet
         self.first: list[Failure] = []
         self.total = self.count = self.kept = self.failed = self.passes = 0
+        self.what = ""
         self._start = self._last = self._shown = time.monotonic()
         self._lock = threading.Lock()
         self._usual = 0
@@ -43,15 +44,20 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def begin(self, total: int, kept: int) -> None:
-        """Start counting `total` images, of which `kept` are there from an earlier run."""
-        self.total, self.count, self.kept = total, kept, kept
+    def begin(self, total: int, kept: int, what: str = "") -> None:
+        """Start counting `total` images, of which `kept` are there from an earlier run; what: the pass, if named."""
+        self.total, self.count, self.kept, self.what = total, kept, kept, what
         self._start = self._last = time.monotonic()
         if self.stream is not None and self.stream.isatty() and not (self.as_json or self.quiet):
-            self._bar = tqdm(total=total, initial=kept, unit="image", file=self.stream, dynamic_ncols=True)
+            self._close()
+            stream, desc = self.stream, what or None
+            self._bar = tqdm(total=total, initial=kept, unit="image", file=stream, dynamic_ncols=True, desc=desc)
 
     def advance(self, failure: Failure | None) -> None:
         """Count one more record; failure: why there is no explanation, None where there is one."""
@@ -103,10 +109,11 @@ class Progress:
         rate = (self.count - self.kept) / (self._last - self._start)
         if self.as_json:
             counts = {"images": self.count, "of": self.total, "failed": self.failed, "passes": self.passes}
-            self._event("progress", **counts, images_per_second=rate)
+            self._event("progress", **counts, images_per_second=rate, **({"what": self.what} if self.what else {}))
         else:
+            what = f"{self.what}: " if self.what else ""
             since = f", {self.passes} forward passes since the last" if self.passes else ""
-            text = f"{self.count}/{self.total} images, {self.failed} failed, {rate:.1f} images/s{since}"
+            text = f"{what}{self.count}/{self.total} images, {self.failed} failed, {rate:.1f} images/s{since}"
             print(text, file=self.stream, flush=True)
 
     def _event(self, event: str, **fields: object) -> None:

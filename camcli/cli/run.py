@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -28,17 +28,23 @@ from camcli.cli.options import (
 from camcli.errors import CamcliError, ConfigError
 
 if TYPE_CHECKING:
-    from camcli.config.file import Override
+    from camcli.config.file import LoadedConfig, Override
+    from camcli.config.schema import RunConfig
     from camcli.pipeline.estimate import Estimate
     from camcli.pipeline.job import Job
     from camcli.records import RunReport
+    from camcli.results.concepts import Concept
     from camcli.results.manifest import Manifest
     from camcli.results.resume import Policy
+    from camcli.results.shard import Shard
+
+_FACTORISING = {"methods": "dff", "targets": "top1", "smoothing": "none"}
+"""What a config says for `camcli run` alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions(ConfigOptions):
-    """What `camcli run` was asked; the fields are its options in the order of its help."""
+class Options(ConfigOptions):
+    """What any run is asked; the fields are options in the order of the help."""
 
     inputs: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, @list.txt, or - for paths on standard input.")
@@ -49,13 +55,7 @@ class RunOptions(ConfigOptions):
     ] = None
     root: RootOption = None
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take only the first N images.")] = None
-    shard: Annotated[
-        str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; /N in a job array.")
-    ] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the results in --out and start over.")] = False
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Keep results that were made with another config as they are.")
-    ] = False
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed images again.")] = False
     check: CheckOption = "stat"
     max_errors: Annotated[
@@ -100,28 +100,58 @@ class RunOptions(ConfigOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DffOptions(ConfigOptions):
-    """What `camcli dff` was asked; the fields are its options in the order of its help."""
+class RunOptions(Options):
+    """What `camcli run` is asked."""
 
-    inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, @list.txt, or - for paths on stdin.")]
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", parser=folder_name, metavar="FOLDER", help="Folder for overlays/ and concepts.json."
-        ),
-    ]
-    concepts: Annotated[int, typer.Option("--concepts", "-k", min=1, max=64, help="How many to look for.")] = 5
-    root: RootOption = None
-    offline: OfflineOption = False
-    allow_code: AllowCodeOption = False
-    json_: JsonOption = False
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; /N in a job array.")
+    ] = None
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Keep results that were made with another config as they are.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DffOptions(Options):
+    """What `camcli dff` is asked."""
+
+    concepts: Annotated[
+        int | None, typer.Option("--concepts", "-k", min=1, max=64, help="How many to look for; without: 5.")
+    ] = None
+
+    def load(self) -> LoadedConfig:
+        """The config, of which what is meant for `camcli run` alone is left out; raises ConfigError."""
+        from camcli.cli.options import load
+
+        count = [] if self.concepts is None else [("--concepts", f"options.dff.concepts={self.concepts}")]
+        own = [("--set", f"{field}={value}") for field, value in _FACTORISING.items()]
+        given = [("--set", text) for text in self.overrides or []]
+        return load(self.config, self.model, [*self.short(), *given, *own, *count])
 
 
 @from_options(RunOptions)
 def run(options: RunOptions) -> None:
     """Explain images: overlays, JSON reports and a manifest below --out. A second run does only what is missing."""
+    from camcli.results.shard import shard_of
+
+    _write_messages(options)
+    config = options.load().config
+    _do(_job(config, options, shard_of(options.shard, os.environ), options.keep_going), options)
+
+
+@from_options(DffOptions)
+def dff(options: DffOptions) -> None:
+    """Deep feature factorisation: the concepts that all images share, one colour each, and the classes they raise."""
+    _write_messages(options)
+    _do(_job(options.load().config, options), options)
+
+
+def _write_messages(options: Options) -> None:
     console.write_messages(options.log_format == "json", options.quiet)
-    job = _job(options)
+
+
+def _do(job: Job, options: Options) -> None:
+    """Do the job, or say what it would do; exits with the run's exit code."""
     if options.dry_run:
         summary.print_plan([item.id for item in job.mine], options.out, options.json_, _measured(job))
         summary.print_skipped(job.skipped_files, bool(options.ext))
@@ -131,34 +161,12 @@ def run(options: RunOptions) -> None:
     raise typer.Exit(_run(job, options))
 
 
-@from_options(DffOptions)
-def dff(options: DffOptions) -> None:
-    """Deep feature factorisation: the concepts that all images share, one colour each, and the classes they raise."""
-    from camcli.analysis.concepts import factorise
-    from camcli.images.find import by_extension, discover
-
-    config = options.load().config
-    _refuse_no_folder(options.out)
-    _warn_of_mixing(options.inputs, options.out)
-    others: set[str] = set()
-    items = discover(options.inputs, out=options.out, root=options.root, others=others)
-    summary.print_skipped(by_extension(others), False)
-    found = factorise(config, items, options.out, options.concepts, options.offline)
-    if options.json_:
-        console.print_json(found)
-    else:
-        console.print_concepts(found, options.out)
-    raise typer.Exit(1 if found["failures"] else 0)
-
-
-def _job(options: RunOptions) -> Job:
+def _job(config: RunConfig, options: Options, shard: Shard | None = None, keep_going: bool = False) -> Job:
     """The run that the options describe; raises ConfigError or NoInputsError where there can be none."""
     from camcli.images.find import asked, by_extension, discover
     from camcli.images.formats import EXTENSIONS
     from camcli.pipeline.job import Job
-    from camcli.results.shard import shard_of
 
-    config = options.load().config
     _refuse_no_folder(options.out)
     others: set[str] = set()
     extensions = options.ext or EXTENSIONS
@@ -168,14 +176,14 @@ def _job(options: RunOptions) -> Job:
         items,
         options.out,
         options.offline,
-        shard=shard_of(options.shard, os.environ),
+        shard=shard,
         asked=asked(options.inputs, options.ext, options.limit, options.root),
         skipped_files=by_extension(others),
     )
-    return replace(job, policy=_policy(options, len(job.mine)))
+    return replace(job, policy=_policy(options, len(job.mine), keep_going))
 
 
-def _policy(options: RunOptions, images: int) -> Policy:
+def _policy(options: Options, images: int, keep_going: bool) -> Policy:
     """What is kept and when to stop, in a part of `images` images."""
     from camcli.results.resume import Policy
     from camcli.results.tolerance import Tolerance, read_known
@@ -184,7 +192,7 @@ def _policy(options: RunOptions, images: int) -> Policy:
     most = None if errors is None else _number("--max-errors", errors, images)
     allowed = _number("--allow-errors", options.allow_errors or "0", images)
     known = read_known(options.known_failures) if options.known_failures else frozenset[str]()
-    kept = options.fresh, options.keep_going, options.retry_failed, options.check
+    kept = options.fresh, keep_going, options.retry_failed, options.check
     return Policy(*kept, most, Tolerance(allowed, known))
 
 
@@ -225,7 +233,7 @@ def _measured(job: Job) -> Estimate | CamcliError:
         return error
 
 
-def _announce(job: Job, options: RunOptions) -> None:
+def _announce(job: Job, options: Options) -> None:
     """Say what is about to happen, and in the first run what the model that nobody chose is for."""
     from camcli.results.manifest import NOTHING
 
@@ -234,7 +242,7 @@ def _announce(job: Job, options: RunOptions) -> None:
     if not chosen and job.earlier().manifest == NOTHING:
         summary.announce_embedded()
     if job.shard:
-        by_default = options.shard is None
+        by_default = not isinstance(options, RunOptions) or options.shard is None
         why = ", as SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT say" if by_default else ""
         console.say(
             f"part {job.shard} of {console.counted(len(job.items), 'image')}{why}; `camcli merge` joins the parts"
@@ -242,7 +250,7 @@ def _announce(job: Job, options: RunOptions) -> None:
     _warn_of_mixing(options.inputs, options.out)
 
 
-def _run(job: Job, options: RunOptions) -> int:
+def _run(job: Job, options: Options) -> int:
     """Do what is left to do, print and write what was asked for, and return the exit code."""
     from camcli.pipeline.job import settled
     from camcli.results.doubts import doubts
@@ -259,8 +267,10 @@ def _run(job: Job, options: RunOptions) -> int:
         write_junit(options.junit, [item.id for item in job.mine], left)
     if options.report:
         _build_page(job)
+    concepts = _concepts(job)
     if options.json_:
-        console.print_json({**manifest.as_json(), "exit_code": report.exit_code})
+        shared = {"concepts": [one.model_dump() for one in concepts]} if job.config.finds_concepts else {}
+        console.print_json({**manifest.as_json(), "exit_code": report.exit_code, **shared})
     if not options.quiet and ended is None:
         summary.print_notes(manifest.notes)
     if not options.quiet or report.failed:
@@ -268,6 +278,8 @@ def _run(job: Job, options: RunOptions) -> int:
         summary.print_summary(report, ended is not None, job.config.targets.above, unsure)
         if not console.is_json():
             summary.print_skipped(report.skipped_files, bool(options.ext))
+    if not options.quiet:
+        summary.print_concepts(concepts)
     if options.profile and ended is None:
         summary.print_profile(manifest.profile, report.seconds)
     if not options.quiet and ended is None:
@@ -275,7 +287,7 @@ def _run(job: Job, options: RunOptions) -> int:
     return report.exit_code
 
 
-def _restyled(job: Job, options: RunOptions) -> int:
+def _restyled(job: Job, options: Options) -> int:
     """Paint anew what only looks different from what is asked for, and say so; the exit code of a signal, or 0."""
     from camcli.pipeline.job import look_alone_differs
 
@@ -294,7 +306,7 @@ def _restyled(job: Job, options: RunOptions) -> int:
     return interrupt.exit_code
 
 
-def _next(report: RunReport, job: Job, options: RunOptions) -> str:
+def _next(report: RunReport, job: Job, options: Options) -> str:
     """What to type after a run: to go on, to try again, to join its parts, or to see how it stands."""
     words = "camcli " + shlex.join(word for word in sys.argv[1:] if word != "--fresh")
     if report.skipped:
@@ -313,7 +325,15 @@ def _build_page(job: Job) -> None:
     build(job.out)
 
 
-def _perform(job: Job, options: RunOptions) -> tuple[RunReport, Manifest]:
+def _concepts(job: Job) -> Sequence[Concept]:
+    """What the images were found to share, where that was asked."""
+    from camcli.results.concepts import read_learnt
+
+    learnt = read_learnt(job.out) if job.config.finds_concepts else None
+    return learnt.concepts if learnt else ()
+
+
+def _perform(job: Job, options: Options) -> tuple[RunReport, Manifest]:
     """Run with progress on standard error, stopping on signals; returns the report and the manifest."""
     from camcli.cli.progress import Progress
     from camcli.pipeline.interrupt import Interrupt

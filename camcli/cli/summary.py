@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from camcli.pipeline.estimate import Estimate
     from camcli.pipeline.repaint import Repainted
     from camcli.records import Failure, RunReport
+    from camcli.results.concepts import Concept
     from camcli.results.doubts import Doubt
 
 NAMED = 5
@@ -186,6 +187,15 @@ def _columns() -> Table:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
     return table
+
+
+def print_concepts(found: Sequence[Concept]) -> None:
+    """What all images share: the colour of each concept and the classes that it raises."""
+    if is_json():
+        return
+    for concept in found:
+        raised = ", ".join(f"{c.label.split(',')[0]} {c.raised:+.2f}" for c in concept.classes)
+        say(f"concept {concept.index}  {concept.colour}  {raised or 'raises no class'}")
 
 
 def print_profile(profile: Mapping[str, float], whole: float) -> None:

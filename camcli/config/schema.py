@@ -24,6 +24,8 @@ from pydantic import (
     model_validator,
 )
 
+DFF = "dff"
+"""The method that stands alone: it finds what all images of a run share."""
 SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
 
 Source = Literal["demo", "timm", "torchvision", "transformers", "python", "exported"]
@@ -368,6 +370,23 @@ class RunConfig(Section):
         if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
             return tuple(value)
         raise ValueError("a string or a list of strings is wanted")
+
+    @field_validator("methods")
+    @classmethod
+    def _alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if DFF in value and value != (DFF,):
+            raise ValueError(f"{DFF} stands alone, for it finds what all images share; run the others by themselves")
+        return value
+
+    @property
+    def finds_concepts(self) -> bool:
+        """Whether the run is about what all its images share, not about each by itself."""
+        return self.methods == (DFF,)
+
+    @property
+    def in_one_range(self) -> bool:
+        """Whether the colours of all overlays stand for one range, which is known when all images are explained."""
+        return self.overlay.scale == "run" and not self.finds_concepts
 
 
 def json_schema() -> dict[str, Any]:

@@ -127,6 +127,12 @@ class Engine:
         other.precision = precision
         return other
 
+    def running(self, methods: Sequence[Method]) -> Engine:
+        """This engine, module, options and all, with other methods."""
+        other = copy.copy(self)
+        other.methods = tuple(methods)
+        return other
+
     def _refuse_unsmoothable(self) -> None:
         for method in self.methods:
             if self.smoothing == "eigen" and method.resolution == "pixel":
@@ -140,14 +146,15 @@ class Engine:
         """
         with self.timing("forward"):
             plain = self.forward(self.normalise(pixels))
-            logits = plain.logits.detach()
-            probabilities = self._probabilities(logits)[:count]
+            probabilities = self.probabilities(plain)[:count]
         with self.timing("backward"):
-            return self._explanations(plain, logits, probabilities, choose)
+            return self.explanations(plain, probabilities, choose)
 
-    def _explanations(
-        self, plain: Pass, logits: Tensor, probabilities: NDArray[np.float32], choose: Chooser
+    def explanations(
+        self, plain: Pass, probabilities: NDArray[np.float32], choose: Chooser
     ) -> list[Explanation | ItemError]:
+        """As `explain`, of the first images of a pass: those that have a row in `probabilities` [B,K]."""
+        logits = plain.logits.detach()
         finite = torch.isfinite(logits).all(dim=1).tolist()[: len(probabilities)]
         targets = [choose(p) or [Target()] if ok else [] for p, ok in zip(probabilities, finite, strict=True)]
         asked = self._asked([target_weights(one_each, logits) for one_each in zip_longest(*targets)])
@@ -199,7 +206,9 @@ class Engine:
         dtype = _AUTOCAST.get(self.precision)
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
-    def _probabilities(self, logits: Tensor) -> NDArray[np.float32]:
+    def probabilities(self, plain: Pass) -> NDArray[np.float32]:
+        """float32 [B,K] of a pass."""
+        logits = plain.logits.detach()
         values = logits.softmax(dim=1) if self.model.activation == "softmax" else logits.sigmoid()
         return values.cpu().numpy()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from camcli.config.schema import OverlayConfig
@@ -13,12 +14,15 @@ from camcli.images.geometry import Heat
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Heatmap, ImageResult
 from camcli.render.caption import captioned, top_of
+from camcli.render.concepts import concept_overlay
 from camcli.render.grid import grid, grid_name, tile
 from camcli.render.overlay import canvas, encode, longest, overlay_name, paint
+from camcli.results.concepts import Concept
 from camcli.results.storage import fitted
 
 # At most, for each pixel: of the file, and of what encoding it takes.
 _ENCODED_BYTES = {"jpg": 2, "png": 4, "webp": 2}
+_CONCEPTS_BYTES = 64  # and two more for each concept
 _ENCODER_BYTES = {"jpg": 2, "png": 4, "webp": 16}
 
 
@@ -31,10 +35,29 @@ class Drawn:
     files: dict[str, bytes]
 
 
+Legend = Sequence[tuple[str, str]]
+"""Colour and label of each concept; empty where maps are of classes."""
+
+
+def legend_of(concepts: Iterable[Concept]) -> Legend:
+    """What an overlay of all concepts says below."""
+    return [(concept.colour, concept.label) for concept in concepts]
+
+
 def draw(
-    result: ImageResult, loaded: LoadedImage, look: OverlayConfig, tops: Mapping[str, float], stopwatch: Stopwatch
+    result: ImageResult,
+    loaded: LoadedImage,
+    look: OverlayConfig,
+    tops: Mapping[str, float],
+    stopwatch: Stopwatch,
+    legend: Legend = (),
 ) -> Drawn:
-    """The overlays of a result; tops: for each method, the raw value of full heat where that is not the map's own."""
+    """The overlays of a result, or the one of all its concepts.
+
+    tops: for each method, the raw value of full heat where that is not the map's own.
+    """
+    if legend:
+        return _concepts(result, loaded, look, stopwatch, legend)
     overlays = [fitted(overlay_name(result, heatmap, look)) for heatmap in result.heatmaps]
     sheet = grid_name(result, look)
     drawn = Drawn(overlays, [fitted(sheet)] if sheet else [], {})
@@ -55,9 +78,22 @@ def draw(
     return drawn
 
 
-def drawing_cost(heatmaps: int, size: tuple[int, int], look: OverlayConfig) -> int:
+def _concepts(
+    result: ImageResult, loaded: LoadedImage, look: OverlayConfig, stopwatch: Stopwatch, legend: Legend
+) -> Drawn:
+    heat = np.stack([heatmap.heat for heatmap in result.heatmaps])
+    name = fitted(overlay_name(result, result.heatmaps[0], look))
+    with stopwatch.timing("render"):
+        image = concept_overlay(loaded, heat, legend, look)
+    with stopwatch.timing("encode"):
+        return Drawn([name] * len(result.heatmaps), [], {name: encode(image, look)})
+
+
+def drawing_cost(heatmaps: int, size: tuple[int, int], look: OverlayConfig, legend: Legend = ()) -> int:
     """Bytes that drawing takes beside the image that is painted on: copies of it, and the encoded files."""
     width, height = shrunk_size(size, longest(look))
+    if legend:
+        return (_CONCEPTS_BYTES + 2 * heatmaps) * width * height if longest(look) else 0
     copies = min(heatmaps - (not look.grid), 1) + bool(look.caption)
     each = RGB_BYTES * max(copies, 0) + _ENCODED_BYTES[look.format] * heatmaps + _ENCODER_BYTES[look.format]
     return each * width * height if longest(look) else 0

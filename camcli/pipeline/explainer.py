@@ -22,7 +22,7 @@ from camcli.config.schema import OverlayConfig, RunConfig
 from camcli.engine.backend import use_openvino
 from camcli.engine.engine import Engine
 from camcli.engine.layers import TargetLayer, resolve_layer
-from camcli.engine.methods import METHODS
+from camcli.engine.methods import methods_of
 from camcli.engine.targets import chooser
 from camcli.engine.tuning import compile_backbone, tune
 from camcli.errors import ConfigError, ItemError, LayerError
@@ -126,7 +126,7 @@ class Explainer:
 
     def _engine(self, model: LoadedModel) -> Engine:
         config = self.config
-        methods = [METHODS.get(name) for name in config.methods]
+        methods = methods_of(config.methods)
         precision = "fp32" if config.runtime.precision == "auto" else config.runtime.precision
         layers = _layers(model, config)
         engine = Engine(model, layers, methods, self._device, precision, config.options, config.smoothing)

@@ -12,6 +12,8 @@ from camcli.images.find import Item, state_of
 from camcli.models.labels import given_labels
 from camcli.records import RunReport
 from camcli.results import counts
+from camcli.results.claim import Kind
+from camcli.results.concepts import read_learnt
 from camcli.results.fingerprint import SHORT, labels_hash, look_of, same_numbers, same_request
 from camcli.results.ledger import Ledger
 from camcli.results.manifest import Manifest, listing
@@ -44,6 +46,11 @@ class Job:
         return [item for item in self.items if self.shard is None or self.shard.has(item.id)]
 
     @property
+    def kind(self) -> Kind:
+        """Whose the run folder is."""
+        return "dff" if self.config.finds_concepts else "run"
+
+    @property
     def suffix(self) -> str:
         """What the files of this part are called by."""
         return self.shard.suffix if self.shard else ""
@@ -56,7 +63,7 @@ class Job:
 def settled(job: Job, run: Run) -> tuple[RunReport, Manifest] | None:
     """How the earlier `run` ended, if it was this job and nothing is left to do; needs neither torch nor the lock."""
     told = run.manifest
-    if job.policy.fresh or told.precision is None or not _same_job(job, told):
+    if job.policy.fresh or told.precision is None or not _same_job(job, told) or _lacks_concepts(job):
         return None
     ledger, ours = run.ledger, told.made_with
     if run.strange or not ledger.clean or any(entry.made_with != ours for entry in ledger.entries.values()):
@@ -88,6 +95,10 @@ def _same_job(job: Job, told: Manifest) -> bool:
         and told.versions == versions()
         and _same_files(job.config, told)
     )
+
+
+def _lacks_concepts(job: Job) -> bool:
+    return job.config.finds_concepts and read_learnt(job.out) is None
 
 
 def _same_files(config: RunConfig, told: Manifest) -> bool:

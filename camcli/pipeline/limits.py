@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from camcli.config.schema import RunConfig
+from camcli.images.memory import Budget, budget_size, cached_blocks
+
 _UNKNOWN_MEMORY = 4 << 30
 _GROUPS_OF = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
@@ -21,6 +24,12 @@ def usable_memory(groups_of: Path = _GROUPS_OF, groups: Path = _GROUPS, environ:
             with suppress(OSError, ValueError):
                 limits.append(int((folder / name).read_text()))
     return min((limit for limit in limits if limit > 0), default=_UNKNOWN_MEMORY)
+
+
+def budget_for(config: RunConfig) -> Budget:
+    """What decoded images of a run may take."""
+    memory = budget_size(config.runtime.memory, usable_memory())
+    return Budget(memory - cached_blocks(memory))
 
 
 def usable_cores(groups_of: Path = _GROUPS_OF, groups: Path = _GROUPS, environ: Mapping[str, str] = os.environ) -> int:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from camcli.config.schema import RunConfig
 from camcli.images.decode import LoadedImage
-from camcli.pipeline.drawing import draw, drawing_cost
+from camcli.pipeline.drawing import draw, drawing_cost, legend_of
 from camcli.pipeline.record import image_record
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import ImageResult
 from camcli.render import maps
 from camcli.render.overlay import longest
 from camcli.results import report
+from camcli.results.concepts import Concept
 from camcli.results.fingerprint import SHORT, look_of
 from camcli.results.ledger import Line, line_for
 from camcli.results.rundir import RunDir
@@ -28,11 +29,17 @@ class Painter:
     """Writes each result's files and makes its record.
 
     keep: how many of the images' own pixels it needs along their longest side. one_range: it needs the range of all
-        maps of the run.
+        maps of the run. concepts: what the maps are of, if not of classes.
     """
 
     def __init__(
-        self, config: RunConfig, engine: Engine, folder: RunDir, fingerprint: str, stopwatch: Stopwatch
+        self,
+        config: RunConfig,
+        engine: Engine,
+        folder: RunDir,
+        fingerprint: str,
+        stopwatch: Stopwatch,
+        concepts: Sequence[Concept] = (),
     ) -> None:
         self.config = config
         self.layer = engine.layer
@@ -42,7 +49,8 @@ class Painter:
         model = engine.model
         self.preprocess = model.preprocess
         self.keep = longest(config.overlay)
-        self.one_range = config.overlay.scale == "run"
+        self.one_range = config.in_one_range
+        self.legend = legend_of(concepts)
         self.stopwatch = stopwatch
         self.model = report.ModelRecord(source=model.source, name=model.name, weights_sha256=model.weights_sha256)
 
@@ -64,13 +72,13 @@ class Painter:
 
     def cost(self, result: ImageResult) -> int:
         """Bytes that painting takes beside the image that is painted on."""
-        return drawing_cost(len(result.heatmaps), result.size, self.config.overlay)
+        return drawing_cost(len(result.heatmaps), result.size, self.config.overlay, self.legend)
 
     def _painted(
         self, result: ImageResult, loaded: LoadedImage, tops: Mapping[str, float]
     ) -> tuple[dict[str, bytes], report.ImageRecord]:
         """The files of one image by name, and the record that names them."""
         kept = {fitted(name): data for name, data in maps.WRITERS[self.config.maps](result).items()}
-        drawn = draw(result, loaded, self.config.overlay, tops, self.stopwatch)
+        drawn = draw(result, loaded, self.config.overlay, tops, self.stopwatch, self.legend)
         about = list(kept), drawn.grids, self.fingerprint, self.look, self.config.targets.above
         return {**kept, **drawn.files}, image_record(result, self.model, self.layer, drawn.overlays, *about)

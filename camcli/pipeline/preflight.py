@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from camcli.config.file import LoadedConfig
 from camcli.config.schema import ModelConfig
-from camcli.engine.methods import METHODS
+from camcli.engine.methods import methods_of
 from camcli.engine.methods.options import faults
 from camcli.errors import CamcliError, ConfigError
 from camcli.models.labels import given_labels
@@ -40,7 +40,7 @@ def _looks(loaded: LoadedConfig) -> Iterator[tuple[str, Callable[[], object]]]:
     """(field, what raises CamcliError where the field is wrong)."""
     config, model = loaded.config, loaded.config.model
     for position, name in enumerate(config.methods):
-        yield f"methods.{position}", lambda name=name: METHODS.get(name)  # type: ignore[misc]
+        yield f"methods.{position}", lambda name=name: methods_of([name])  # type: ignore[misc]
     yield "model.name", lambda: model_source(model.source).check(model)
     if model.weights not in ("pretrained", "none"):
         yield "model.weights", lambda: weights_file(model)

@@ -20,7 +20,7 @@ from camcli.engine.backend import Trial, Used, choose_backend, resume_backend
 from camcli.engine.batch_size import even_batches, find_batch_size
 from camcli.engine.engine import Engine
 from camcli.engine.layers import Candidate, TargetLayer, list_candidates, resolve_cached
-from camcli.engine.methods import METHODS
+from camcli.engine.methods import METHODS, methods_of
 from camcli.engine.methods.options import options_of
 from camcli.engine.precision import Choice, Guard, choose_precision
 from camcli.engine.targets import chooser
@@ -136,12 +136,15 @@ def rehearse(config: RunConfig, offline: bool = False) -> None:
 
 
 def _engine(config: RunConfig, device: torch.device, offline: bool) -> tuple[Engine, list[TargetLayer]]:
-    methods = [METHODS.get(name) for name in config.methods]
+    methods = methods_of(config.methods)
     options_of(methods, config.options)  # raises before weights are loaded
     model = _model(config, offline)
     chooser(config.targets, model.labels)  # raises before layers are searched
     layers = resolve_layers(model, config)
-    return Engine(model, layers, methods, device, "fp32", config.options, config.smoothing), layers
+    if config.finds_concepts:
+        layers = layers[:1]
+    engine = Engine(model, layers, methods, device, "fp32", config.options, config.smoothing)
+    return engine.running([]) if config.finds_concepts else engine, layers
 
 
 def _model(config: RunConfig, offline: bool) -> LoadedModel:
@@ -161,6 +164,8 @@ def _precision(config: RunConfig, engine: Engine, items: Sequence[Item], earlier
     asked = config.runtime.precision
     if asked != "auto":
         return Choice(asked, "as asked")
+    if config.finds_concepts:
+        return Choice("fp32", "what all images share cannot be checked image by image")
     if earlier and (known := earlier.precision):
         return Choice(known.used, known.why, Guard(known.guard.logits, known.guard.maps) if known.guard else None)
     choose = chooser(config.targets, engine.model.labels)

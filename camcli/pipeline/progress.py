@@ -12,8 +12,8 @@ from camcli.records import Failure
 class Progress(Protocol):
     """Told of each image as it is recorded."""
 
-    def begin(self, total: int, kept: int) -> None:
-        """`total` images, of which `kept` are there from an earlier run."""
+    def begin(self, total: int, kept: int, what: str = "") -> None:
+        """`total` images, of which `kept` are there from an earlier run; what: a pass before that of the records."""
 
     def advance(self, failure: Failure | None) -> None:
         """One more record."""
@@ -30,7 +30,7 @@ class CountsPasses(Protocol):
 class Silent:
     """Says nothing."""
 
-    def begin(self, total: int, kept: int) -> None:
+    def begin(self, total: int, kept: int, what: str = "") -> None:
         """Nothing."""
 
     def advance(self, failure: Failure | None) -> None:
@@ -40,9 +40,9 @@ class Silent:
 class Bar:
     """A bar in a notebook or a terminal."""
 
-    def begin(self, total: int, kept: int) -> None:
+    def begin(self, total: int, kept: int, what: str = "") -> None:
         """Show the bar."""
-        self._bar: Any = tqdm(total=total, initial=kept, unit="image")
+        self._bar: Any = tqdm(total=total, initial=kept, unit="image", desc=what or None)
 
     def advance(self, failure: Failure | None) -> None:
         """Move it; close it at its end."""

@@ -9,7 +9,7 @@ import numpy as np
 from camcli.images import geometry
 from camcli.records import Box, Failure, Heatmap, ImageResult, Lack, Prediction
 from camcli.results import versions
-from camcli.results.report import Corners, FailureRecord, HeatmapRecord, ImageRecord, ModelRecord
+from camcli.results.report import ConceptHeat, Corners, FailureRecord, HeatmapRecord, ImageRecord, ModelRecord
 
 
 def image_record(
@@ -89,6 +89,7 @@ def _heatmap(heatmap: Heatmap, overlay: str, result: ImageResult) -> HeatmapReco
         method=heatmap.method,
         target=_short(heatmap.target) if heatmap.target else None,
         against=_short(heatmap.against) if heatmap.against else None,
+        concept=_concept(heatmap),
         peak=geometry.peak(evidence, result.seen, *result.size),
         box=_corners(box) if box else None,
         raw_min=shortest(heatmap.raw_min),
@@ -98,6 +99,12 @@ def _heatmap(heatmap: Heatmap, overlay: str, result: ImageResult) -> HeatmapReco
         reason=heatmap.reason,
         overlay=overlay,
     )
+
+
+def _concept(heatmap: Heatmap) -> ConceptHeat | None:
+    if heatmap.concept is None:
+        return None
+    return ConceptHeat(index=heatmap.concept, mean=round(float(heatmap.heat.mean()), 4))
 
 
 def _corners(box: Box) -> Corners:

@@ -20,7 +20,7 @@ from camcli.images.geometry import Heat
 from camcli.images.libtiff import quiet_decoders
 from camcli.images.memory import Budget, budget_size, cached_blocks
 from camcli.images.read import Source
-from camcli.pipeline.drawing import draw, drawing_cost
+from camcli.pipeline.drawing import draw, drawing_cost, legend_of
 from camcli.pipeline.flow import until
 from camcli.pipeline.interrupt import Interrupt
 from camcli.pipeline.job import Job, look_alone_differs
@@ -67,7 +67,7 @@ def repaint(
     a run that sees to them; otherwise none of them having maps is an error. Raises CamcliError.
     """
     progress = progress or Silent()
-    with RunDir(out) as folder, quiet_decoders():
+    with RunDir(out, kind="dff" if run_in(out).concepts else "run") as folder, quiet_decoders():
         run = run_in(out)  # of its own, since the folder's records change while these are read
         refuse_strange(run)
         _refuse_no_run(run)
@@ -158,7 +158,8 @@ class _Artist:
         self.preprocess = _preprocess(told.input)
         self.budget = Budget(memory - cached_blocks(memory))
         self.threads = config.runtime.threads or usable_cores()
-        self.tops = _tops(run.records()) if look.scale == "run" else {}
+        self.legend = legend_of(run.concepts)
+        self.tops = _tops(run.records()) if look.scale == "run" and not self.legend else {}
 
     def outcome(self, record: ImageRecord | FailureRecord) -> Line | Failure:
         """The record's line once its files are there, or why it is left as it is; raises OutputError."""
@@ -188,7 +189,7 @@ class _Artist:
 
     def _drawn(self, record: ImageRecord, source: Source) -> Line:
         result = self._result(record)
-        cost = drawing_cost(len(result.heatmaps), result.size, self.look)
+        cost = drawing_cost(len(result.heatmaps), result.size, self.look, self.legend)
         if longest(self.look):
             with pixels(source, longest(self.look), self.budget, cost, self.preprocess.range) as (image, size):
                 return self._written(record, result, LoadedImage(image, size, _NO_INPUT, result.seen))
@@ -198,7 +199,7 @@ class _Artist:
     def _written(self, record: ImageRecord, result: ImageResult, loaded: LoadedImage) -> Line:
         if loaded.size != result.size:
             raise ItemError("read", "Changed", f"{record.source}: changed while it was being read")
-        drawn = draw(result, loaded, self.look, self.tops, Stopwatch())
+        drawn = draw(result, loaded, self.look, self.tops, Stopwatch(), self.legend)
         files = {**{name: record.files[name] for name in record.maps}, **{n: len(d) for n, d in drawn.files.items()}}
         heatmaps = tuple(replace(h, overlay=o) for h, o in zip(record.heatmaps, drawn.overlays, strict=True))
         told = replace(record, heatmaps=heatmaps, grids=tuple(drawn.grids), files=files, look=self.short_look)
@@ -234,7 +235,8 @@ def _preprocess(told: Mapping[str, Any]) -> Preprocess:
 def _heatmap(record: ImageRecord, index: int, heat: Heat) -> Heatmap:
     h = record.heatmaps[index]
     low, high = _single(h.raw_min), _single(h.raw_max)
-    return Heatmap(h.method, record.layer, h.target, heat, low, high, h.empty, h.signed, h.against, h.reason)
+    about = h.method, record.layer, h.target, heat, low, high, h.empty, h.signed, h.against, h.reason
+    return Heatmap(*about, concept=h.concept.index if h.concept else None)
 
 
 def _single(value: float) -> float:

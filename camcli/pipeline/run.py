@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from camcli.config.schema import DFF
 from camcli.errors import ConfigError
 from camcli.images.libtiff import quiet_decoders
+from camcli.pipeline.concepts import have_concepts
 from camcli.pipeline.flow import Backend
 from camcli.pipeline.interrupt import Interrupt
 from camcli.pipeline.job import Job
@@ -48,7 +50,7 @@ def perform(
     interrupt: once it has an exit code, the batches that engines are at are finished, and the run ends with that code.
     """
     started, clock, progress = datetime.now(UTC), time.monotonic(), progress or Silent()
-    with RunDir(job.out, job.suffix) as folder, quiet_decoders():
+    with RunDir(job.out, job.suffix, job.kind) as folder, quiet_decoders():
         if not job.policy.fresh:
             refuse_strange(folder.earlier)
             refuse_other_names(job.out, job.items, folder.ledger)
@@ -62,6 +64,9 @@ def perform(
             return bool(interrupt and interrupt.exit_code) or recorder.too_many
 
         _refuse_to_split(job, len(ready.devices))
+        _refuse_to_mix(job, folder, settings)
+        if job.config.finds_concepts:
+            have_concepts(job, ready, folder, settings.fingerprint, progress)
         work = _planned(job, folder, settings)
         settings = _with_libraries(settings, folder)
         if interrupt:
@@ -106,21 +111,27 @@ def _backend(job: Job, ready: Prepared, folder: RunDir, fingerprint: str, work: 
 def _refuse_to_split(job: Job, devices: int) -> None:
     """A range for all images needs all of them in one process; raises ConfigError."""
     split = "with --shard" if job.shard else "between devices" if devices > 1 else ""
-    if split and job.config.overlay.scale == "run":
+    if job.shard and job.config.finds_concepts:
+        raise ConfigError(f"{DFF} finds what all images share, so it cannot be split {split}")
+    if split and job.config.in_one_range:
         raise ConfigError(f"overlay.scale run compares all images, so it cannot be split {split}")
 
 
-def _planned(job: Job, folder: RunDir, settings: Manifest) -> Plan:
-    """What is left to do, once it is clear that what is there may be kept; raises ConfigError otherwise."""
+def _refuse_to_mix(job: Job, folder: RunDir, settings: Manifest) -> None:
+    """Raises ConfigError where what is there may not be kept; `--fresh` deletes it."""
     if job.policy.fresh:
         folder.start_over()
     elif not job.policy.keep_going:
         refuse_another_config(folder.earlier, settings)
         if job.shard:
             refuse_another_run(job.out, job.shard, settings)
+
+
+def _planned(job: Job, folder: RunDir, settings: Manifest) -> Plan:
+    """What is left to do."""
     look = "" if job.policy.keep_going else settings.look[:SHORT]
     work = plan(job.mine, folder.ledger, job.out, job.policy, look)
-    if job.config.overlay.scale == "run" and work.todo:
+    if job.config.in_one_range and work.todo:
         return Plan((), tuple(job.mine), work.vanished)
     return work
 

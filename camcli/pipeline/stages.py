@@ -7,20 +7,22 @@ from contextlib import ExitStack, closing
 from functools import partial
 
 from camcli.config.schema import RunConfig
+from camcli.engine.concepts import located
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.targets import chooser
 from camcli.images.find import Item
-from camcli.images.memory import Budget, budget_size, cached_blocks
 from camcli.pipeline.batch import batch
-from camcli.pipeline.engines import Engines
+from camcli.pipeline.concepts import kept_concepts
+from camcli.pipeline.engines import Ask, Engines
 from camcli.pipeline.explain import explain
 from camcli.pipeline.files import Files
 from camcli.pipeline.flow import Record, Stop, until
-from camcli.pipeline.limits import usable_memory
+from camcli.pipeline.limits import budget_for
 from camcli.pipeline.load import load
 from camcli.pipeline.paint import in_one_range, paint
 from camcli.pipeline.painter import Painter
 from camcli.pipeline.prepare import Prepared, cores, torch_threads
+from camcli.results.concepts import Concept
 from camcli.results.rundir import RunDir
 
 
@@ -38,7 +40,9 @@ def through_stages(
     On a CPU the cores are divided between the engines; reading and painting take what these leave idle.
     """
     threads, size, watch, stop = cores(config), ready.batch_size, ready.stopwatch, Stop(stopped)
-    engines, files = _engines(config, ready), _files(config, ready, folder, fingerprint)
+    ask, concepts = _question(config, ready, folder)
+    painter = Painter(config, ready.engines[0], folder, fingerprint, watch, concepts)
+    engines, files = _engines(config, ready, ask), Files(painter, budget_for(config), watch)
     with torch_threads(max(1, threads // len(ready.engines))), ExitStack() as stages:
         loaded = load(until(stop, items), files.read, threads, partial(files.ahead, size))
         batches = batch(stages.enter_context(closing(loaded)), size, engines.on_gpu)
@@ -51,13 +55,15 @@ def through_stages(
         record(outcomes)
 
 
-def _engines(config: RunConfig, ready: Prepared) -> Engines[Explanation]:
+def _question(config: RunConfig, ready: Prepared, folder: RunDir) -> tuple[Ask[Explanation], Sequence[Concept]]:
+    """What engines are asked of each image: why its classes, or where in it the concepts of all images are."""
+    if not config.finds_concepts:
+        return Engine.explain, ()
+    concepts, named = kept_concepts(folder.path, ready.engines[0].device)
+    return partial(located, concepts), named
+
+
+def _engines(config: RunConfig, ready: Prepared, ask: Ask[Explanation]) -> Engines[Explanation]:
     choose, guard = chooser(config.targets, ready.model.labels), ready.precision.guard
     doubts = partial(guard.doubts, choose=choose, activation=ready.model.activation) if guard else None
-    return Engines(ready.engines, Engine.explain, choose, ready.batch_size, doubts)
-
-
-def _files(config: RunConfig, ready: Prepared, folder: RunDir, fingerprint: str) -> Files:
-    memory = budget_size(config.runtime.memory, usable_memory())
-    budget = Budget(memory - cached_blocks(memory))
-    return Files(Painter(config, ready.engines[0], folder, fingerprint, ready.stopwatch), budget, ready.stopwatch)
+    return Engines(ready.engines, ask, choose, ready.batch_size, doubts)

@@ -33,8 +33,9 @@ def png16(result: ImageResult) -> MapFiles:
 
 
 def _key(heatmap: Heatmap) -> str:
-    """`<method>.<class index>`, or `<method>` for a map of no class."""
-    return f"{heatmap.method}.{heatmap.target.index}" if heatmap.target else heatmap.method
+    """`<method>.<index>` of a class or a concept, or `<method>` for a map of neither."""
+    index = heatmap.target.index if heatmap.target else heatmap.concept
+    return heatmap.method if index is None else f"{heatmap.method}.{index}"
 
 
 def none(result: ImageResult) -> MapFiles:

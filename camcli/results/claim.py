@@ -77,7 +77,7 @@ def refuse_another_job(out: Path, kind: Kind, suffix: str) -> None:
     if divisions and suffix and divisions != [_division(suffix)]:
         raise _taken(out, f"a run in {' and '.join(divisions)} parts", "run-*, results-*")
     whole = any((out / name).exists() for name in ("run.json", "results.jsonl"))
-    if whole and not divisions and (kind == "dff" or suffix):
+    if whole and not divisions and (suffix or (kind == "dff" and not (out / CONCEPTS).exists())):
         raise _taken(out, "a run that is not divided", "run.json, results.jsonl")
 
 

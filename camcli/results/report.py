@@ -28,6 +28,18 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConceptHeat:
+    """How much of an image is of one concept."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    index: Annotated[Index, Field(description="Of the concept in concepts.json.")]
+    mean: Annotated[
+        float, Field(ge=0, le=1, description="Of the map's heat; heat 1 stands for the same value in all images.")
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeatmapRecord:
     """One heatmap of an image."""
 
@@ -36,6 +48,7 @@ class HeatmapRecord:
     method: str
     target: Annotated[Prediction | None, Field(description="null: the map is the same for every class.")]
     against: Annotated[Prediction | None, Field(description="The class that the target is contrasted with.")] = None
+    concept: Annotated[ConceptHeat | None, Field(description="What the map is of instead of a class.")] = None
     peak: Annotated[
         tuple[Index, Index] | None, Field(description="[x, y] of the hottest cell's centre, original pixels.")
     ]

@@ -78,7 +78,7 @@ def verdict(item: Item, entry: Entry | None, out: Path, check: Check) -> Verdict
 
 
 def unchanged(before: FileState | None, path: Path, check: Check = "stat") -> bool:
-    """Whether the file is what it was."""
+    """Whether the file at `path` is what it was, None standing for no file that could be read."""
     by_hash = check == "hash" and before is not None and before.sha256 is not None
     now = state_of(path, with_hash=by_hash)
     if before is None or now is None:

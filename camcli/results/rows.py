@@ -17,8 +17,8 @@ class Row:
     """What is known of one image and one of its heatmaps; None: there is no such thing.
 
     A failed image has one row, with its stage, kind and message; an explained one without heatmaps has one, too.
-    margin: between the two most probable classes. peak, box and seen: in pixels of the original image. overlay, map:
-    paths below the run folder.
+    margin: between the two most probable classes. concept: what the map is of instead of a class, and mean_heat how
+    much of it there is. peak, box and seen: in pixels of the original image. overlay, map: paths below the run folder.
     """
 
     id: str
@@ -37,6 +37,8 @@ class Row:
     target_probability: float | None = None
     target_logit: float | None = None
     against: str | None = None
+    concept: int | None = None
+    mean_heat: float | None = None
     peak_x: int | None = None
     peak_y: int | None = None
     box_x0: float | None = None
@@ -134,6 +136,8 @@ def _of_heatmap(heatmap: HeatmapRecord) -> dict[str, Any]:
         **_of_class("target", heatmap.target),
         **{name: getattr(heatmap, name) for name in ("method", "raw_min", "raw_max", "signed", "empty", "overlay")},
         "against": heatmap.against.label if heatmap.against else None,
+        "concept": heatmap.concept.index if heatmap.concept else None,
+        "mean_heat": heatmap.concept.mean if heatmap.concept else None,
         "reason": heatmap.reason or None,
         **dict(zip(("peak_x", "peak_y"), heatmap.peak or (), strict=False)),
         **dict(zip(("box_x0", "box_y0", "box_x1", "box_y1"), heatmap.box or (), strict=False)),

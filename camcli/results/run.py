@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from camcli.config.schema import DFF
 from camcli.errors import ConfigError
 from camcli.results.claim import parts_in
 from camcli.results.ledger import Entry, Ledger, line_of, read_ledger
@@ -19,6 +20,8 @@ from camcli.results.rows import Row, columns, rows_of
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from camcli.results.concepts import Concept
 
 # NumPy parses headers with `ast`, which before Python 3.12 fails now and then where several threads do
 # (https://github.com/python/cpython/issues/106905).
@@ -83,6 +86,14 @@ class Run:
         """The run as a table: a row for each image and heatmap, in order; raises as `records`."""
         return rows_of(self.read(self.ledger.entries.values()))
 
+    @property
+    def concepts(self) -> tuple[Concept, ...]:
+        """What the images share, in a run that found that; the heatmaps' `concept.index` counts them."""
+        from camcli.results.concepts import read_learnt
+
+        found = read_learnt(self.path) if self.manifest.config.get("methods") == [DFF] else None
+        return found.concepts if found else ()
+
     def overlay(self, record: ImageRecord, index: int = 0) -> Path:
         """The overlay of one of a record's heatmaps."""
         return self.path / record.heatmaps[index].overlay
@@ -96,7 +107,8 @@ class Run:
             import numpy as np
 
             with _ONE_HEADER_AT_A_TIME, np.load(self.path / names[0]) as arrays:
-                target = f".{heatmap.target.index}" if heatmap.target else ""
+                of = heatmap.target or heatmap.concept
+                target = f".{of.index}" if of else ""
                 found: NDArray[np.float32] = arrays[heatmap.method + target]
                 return found
         return _from_png(self.path / names[index], heatmap.signed)

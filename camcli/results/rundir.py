@@ -164,9 +164,13 @@ class RunDir:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write what is about the folder as a whole so that it survives a power cut; raises OutputError."""
         text = json.dumps(value, indent=2, allow_nan=False)
+        self.write_whole(name, text.encode() + b"\n")
+
+    def write_whole(self, name: str, data: bytes) -> None:
+        """Write a file about the folder as a whole so that it survives a power cut; raises OutputError."""
         self._check_home()
         with storage.fatal(self.path / name):
-            storage.write_atomic(self.path / name, text.encode() + b"\n", sync=True, tag=self.suffix)
+            storage.write_atomic(self.path / name, data, sync=True, tag=self.suffix)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -7,10 +7,10 @@ from camcli.engine.methods import igos as igos
 from camcli.engine.methods import perturbation as perturbation
 from camcli.engine.methods import pixel as pixel
 from camcli.engine.methods import rise as rise
-from camcli.engine.methods.table import listed
+from camcli.engine.methods.table import listed, methods_of
 from camcli.engine.methods.view import METHODS, Batch, LayerView, Method, load_plugins
 from camcli.engine.methods.view import layer_method as register_method
 
-__all__ = ["METHODS", "Batch", "LayerView", "Method", "listed", "register_method"]
+__all__ = ["METHODS", "Batch", "LayerView", "Method", "listed", "methods_of", "register_method"]
 
 load_plugins()

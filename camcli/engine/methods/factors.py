@@ -9,8 +9,11 @@ import math
 from collections.abc import Sequence
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from camcli.config.schema import DFF as NAME
+from camcli.config.schema import Section
 from camcli.engine.methods.view import Batch, LayerView, Method
 from camcli.errors import MethodError
 
@@ -18,12 +21,18 @@ SWEEPS = 200
 TINY = 1e-12
 
 
+class Factors(Section):
+    """Options of dff."""
+
+    concepts: int = Field(5, ge=1, le=64, description="How many to look for.")
+
+
 def _of_a_folder(batch: Batch, views: Sequence[LayerView]) -> list[Tensor]:
-    raise MethodError("dff finds concepts in a folder, not in a batch; use `camcli dff`")
+    raise MethodError("dff finds what many images share, not what is in one: use `camcli dff`, or camcli.run")
 
 
 DFF = Method(
-    "dff",
+    NAME,
     _of_a_folder,
     ("activations", "tail"),
     "1 factorisation per folder (`camcli dff`)",
@@ -33,6 +42,7 @@ DFF = Method(
     formula="min ‖V - W H‖, W, H ≥ 0, V the activations of all images: H are concepts, W says where they are.",
     class_specific=False,
     good_for="concepts that a folder shares",
+    options=Factors,
 )
 
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from camcli.config.file import complaint
 from camcli.config.schema import OptionsConfig
-from camcli.engine.methods.view import METHODS, Method
+from camcli.engine.methods.table import listed
+from camcli.engine.methods.view import Method
 from camcli.errors import ConfigError
 from camcli.registry import did_you_mean
 
@@ -27,24 +28,25 @@ def options_of(methods: Iterable[Method], asked: OptionsConfig) -> dict[str, Bas
 
 def faults(asked: OptionsConfig) -> Iterator[Fault]:
     """What is wrong in `asked`, also in options of methods that nobody runs."""
-    declared = {name: method.options for name, method in METHODS.items() if method.options}
+    known = _known_methods()
+    declared = {name: method.options for name, method in known.items() if method.options}
     shared = {field for model in declared.values() for field in model.model_fields}
     for key, value in asked.given.items():
-        if key in METHODS or isinstance(value, dict):
-            yield from _section_faults(key, value)
+        if key in known or isinstance(value, dict):
+            yield from _section_faults(key, value, known)
         elif key not in shared:
             yield f"options.{key}", f"no method has such an option{_known(key, [*shared, *declared])}"
     for name, model in declared.items():
         yield from _value_faults(name, model, asked)
 
 
-def _section_faults(name: str, section: Any) -> Iterator[Fault]:
-    if name not in METHODS:
-        yield f"options.{name}", f"unknown method{_known(name, METHODS)}"
+def _section_faults(name: str, section: Any, methods: Mapping[str, Method]) -> Iterator[Fault]:
+    if name not in methods:
+        yield f"options.{name}", f"unknown method{_known(name, methods)}"
     elif not isinstance(section, dict):
         yield f"options.{name}", f"a mapping of options to values is wanted (got {section!r})"
     else:
-        model = METHODS.get(name).options
+        model = methods[name].options
         known = model.model_fields if model else ()
         for key in section:
             if key not in known:
@@ -64,10 +66,14 @@ def _value_faults(name: str, model: type[BaseModel], asked: OptionsConfig) -> It
 
 def _merged(name: str, model: type[BaseModel], asked: OptionsConfig) -> dict[str, Any]:
     """The values for one method: those of its own section, and what stands beside the sections for the others."""
-    given, section = asked.given, asked.given.get(name)
-    values = {key: given[key] for key in model.model_fields if key in given and key not in METHODS}
+    given, section, methods = asked.given, asked.given.get(name), _known_methods()
+    values = {key: given[key] for key in model.model_fields if key in given and key not in methods}
     own: Mapping[str, Any] = section if isinstance(section, dict) else {}
     return {**values, **{key: value for key, value in own.items() if key in model.model_fields}}
+
+
+def _known_methods() -> dict[str, Method]:
+    return {method.name: method for method in listed()}
 
 
 def _known(name: str, known: Iterable[str]) -> str:

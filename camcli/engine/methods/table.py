@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from camcli.engine.methods.factors import DFF
@@ -24,6 +25,11 @@ def described() -> list[dict[str, Any]]:
 
 def _options(method: Method) -> dict[str, Any]:
     return method.options.model_json_schema()["properties"] if method.options else {}
+
+
+def methods_of(names: Iterable[str]) -> list[Method]:
+    """The methods that a config names; raises ConfigError for one that there is not."""
+    return [DFF if name == DFF.name else METHODS.get(name) for name in names]
 
 
 def markdown() -> str:
