@@ -52,7 +52,7 @@ _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}
 _LARGEST_MODE_BYTES = 4
 # For each pixel, on top of that: of arithmetic with deep grey, in a heap that is fragmented because it keeps what is
 # freed; of laying on white; of what decoders hold themselves.
-_GREY_BYTES, _CLEAR_BYTES, _PROGRESSIVE_BYTES = 20, 12, 6
+_GREY_BYTES, _CLEAR_BYTES, _PROGRESSIVE_BYTES = 24, 12, 6
 _DECODER_BYTES = {"WEBP": 12, "AVIF": 12, "JPEG2000": 12, "TIFF": 4, "GIF": 4, "ICO": 4}
 _NO_LIMIT = Budget(1 << 62)
 
