@@ -125,6 +125,17 @@ def test_a_notebook_shows_all_heatmaps() -> None:
     assert shown.size == (2 * found.image.width, found.image.height)
 
 
+def test_what_load_config_returns_is_a_config_wherever_one_is_taken(tmp_path: Path) -> None:
+    loaded = camcli.load_config(None, ["targets=[heart]"])
+    [record] = camcli.run(loaded, STAR, tmp_path / "out").records()
+    [found] = camcli.explain(STAR, loaded)
+    for heatmap in (record.heatmaps[0], found.heatmaps[0]):
+        assert heatmap.target is not None
+        assert heatmap.target.label == "heart"
+    with pytest.raises(camcli.ConfigError, match="model: dict is neither a name nor a config"):
+        camcli.Explainer({"model": "demo"})  # type: ignore[arg-type]
+
+
 def test_a_run_is_read_with_its_heat(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "star.png").write_bytes(STAR.read_bytes())

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from camcli.config.file import config_of
+from camcli.config.file import LoadedConfig, config_of
 from camcli.config.schema import OverlayConfig, RunConfig
 from camcli.engine.backend import use_openvino
 from camcli.engine.engine import Engine
@@ -84,7 +84,7 @@ class Explanation:
 class Explainer:
     """One model, ready to explain any number of images.
 
-    model: a name such as `timm/resnet50`, a RunConfig, or any nn.Module that maps float32 [B,3,H,W] to logits [B,K];
+    model: a name such as `timm/resnet50`, a config, or any nn.Module that maps float32 [B,3,H,W] to logits [B,K];
         the module is neither changed nor moved.
     layer: `auto`, a path, or the module itself, such as `model.layer4[-1]`.
     preprocess: how an image becomes the input of a module of one's own: a Preprocess, or a mapping with `size` and, if
@@ -103,7 +103,7 @@ class Explainer:
 
     def __init__(
         self,
-        model: str | RunConfig | nn.Module = "demo",
+        model: str | RunConfig | LoadedConfig | nn.Module = "demo",
         *,
         layer: str | Sequence[str] | nn.Module = "auto",
         preprocess: Preprocess | Mapping[str, Any] | None = None,
@@ -171,7 +171,7 @@ class Explainer:
 
 def explain(
     images: ImageLike | Iterable[ImageLike],
-    model: str | RunConfig | nn.Module = "demo",
+    model: str | RunConfig | LoadedConfig | nn.Module = "demo",
     *,
     progress: bool = False,
     **settings: Any,
@@ -187,8 +187,14 @@ def explain(
     return Explainer(model, **settings)(images, progress)
 
 
-def _config(model: str | RunConfig | nn.Module, layer: str | Sequence[str], settings: Mapping[str, Any]) -> RunConfig:
+def _config(
+    model: str | RunConfig | LoadedConfig | nn.Module, layer: str | Sequence[str], settings: Mapping[str, Any]
+) -> RunConfig:
     """The settings as a config; raises ConfigError."""
+    if isinstance(model, LoadedConfig):
+        return _config(model.config, layer, settings)
+    if not isinstance(model, (str, RunConfig, nn.Module)):
+        raise ConfigError(f"model: {type(model).__name__} is neither a name nor a config nor a torch.nn.Module")
     values = dict(settings)
     runtime = {name: values.pop(name) for name in RUNTIME if name in values}
     if runtime:

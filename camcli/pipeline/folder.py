@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from camcli.config.file import config_of, load_config
+from camcli.config.file import LoadedConfig, config_of, load_config
 from camcli.config.schema import RunConfig
 from camcli.images.find import asked, by_extension, discover
 from camcli.models.code import code_allowed
@@ -17,7 +17,7 @@ from camcli.results.run import Run, open_run
 
 
 def run(
-    config: RunConfig | str | Path,
+    config: RunConfig | LoadedConfig | str | Path,
     inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     progress: Progress | bool = False,
@@ -25,7 +25,7 @@ def run(
 ) -> Run:
     """Explain images into the run folder `out`, as `camcli run` does; what is there already is kept.
 
-    config: a RunConfig, a YAML file, or the name of a model. inputs: files, folders and globs.
+    config: what `load_config` returns, a RunConfig, a YAML file, or the name of a model. inputs: files, folders, globs.
     progress: True for a bar, or who is told of each image. allow_code: whether the config may run the Python function
     that it names (`source: python`).
     Raises CamcliError when the run as a whole cannot go on; an image that fails is among the run's failures.
@@ -41,7 +41,9 @@ def run(
     return open_run(out)
 
 
-def _config(config: RunConfig | str | Path) -> RunConfig:
+def _config(config: RunConfig | LoadedConfig | str | Path) -> RunConfig:
+    if isinstance(config, LoadedConfig):
+        return config.config
     if isinstance(config, RunConfig):
         return config
     if isinstance(config, str) and not config.endswith((".yaml", ".yml")):
