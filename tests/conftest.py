@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,19 +39,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test that sends signals to its own process in one of its own, which no other test has changed."""
-    if pyfuncitem.get_closest_marker("own_process") is None or "CAMCLI_OWN_PROCESS" in os.environ:
-        return None
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", pyfuncitem.nodeid]
-    found = subprocess.run(
-        command, cwd=REPO, env={**os.environ, "CAMCLI_OWN_PROCESS": "1"}, capture_output=True, text=True, timeout=300
-    )
-    assert found.returncode == 0, f"{found.returncode}: {found.stdout}{found.stderr}"
-    return True
 
 
 @dataclass(frozen=True)

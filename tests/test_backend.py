@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -324,3 +326,30 @@ def test_python_callers_have_it_too() -> None:
     [plain], [ours] = (camcli.explain(star, backend=name, batch_size=4) for name in ("torch", "openvino"))
     assert np.abs(plain.heatmaps[0].heat - ours.heatmaps[0].heat).max() < 1e-3
     assert plain.predictions[0].label == ours.predictions[0].label == "star"
+
+
+class SignalStack(ctypes.Structure):
+    """`stack_t` of <signal.h>."""
+
+    _fields_: ClassVar = [("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+def signal_stack() -> tuple[int | None, int, int]:
+    """Where this thread runs the handlers of signals."""
+    found = SignalStack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found)) == 0
+    return found.place, found.flags, found.size
+
+
+@needs_openvino
+def test_a_compiled_network_leaves_no_stack_for_signals_behind() -> None:
+    """A thread whose stack for signals is freed dies of the next one."""
+    import camcli
+
+    before = signal_stack()
+    explainer = camcli.Explainer("demo", backend="openvino")
+    assert explainer([SHAPES / "12-star.png"])
+    assert signal_stack() == before
+    del explainer
+    gc.collect()
+    assert signal_stack() == before

@@ -177,7 +177,6 @@ def test_killed_in_any_pass_it_goes_on_to_the_same_bytes(driver: Driver, tmp_pat
     assert contents(out) == once
 
 
-@pytest.mark.own_process
 def test_a_signal_finishes_what_is_under_way_and_the_concepts_are_learnt_once(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

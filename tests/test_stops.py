@@ -86,7 +86,6 @@ def test_a_signal_during_the_start_acts_at_once(camcli: Camcli, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("scale", ["image", "run"])
-@pytest.mark.own_process
 def test_a_signal_finishes_one_batch_of_each_engine_and_says_so(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: str
 ) -> None:
@@ -120,7 +119,6 @@ def test_a_signal_finishes_one_batch_of_each_engine_and_says_so(
     assert contents(out) == contents(tmp_path / "once")
 
 
-@pytest.mark.own_process
 def test_a_signal_while_all_are_painted_in_one_range_ends_the_run(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +154,6 @@ def test_a_signal_to_all_processes_while_workers_import_is_told_by_the_exit_code
     assert manifest(tmp_path / "out")["status"] == "interrupted"
 
 
-@pytest.mark.own_process
 def test_what_ignores_a_signal_goes_on_ignoring_it() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -92,7 +93,10 @@ def compiled(network: Any, precision: Precision, size: int, image: Sequence[int]
         "INFERENCE_NUM_THREADS": streams,
         "ENABLE_CPU_PINNING": False,
     }
-    return Compiled(library().Core().compile_model(network, "CPU", how), size)
+    # On a thread of its own: the library gives the thread that compiles a stack for signals and frees it with the
+    # network, so that the next signal of that thread would be the end of the process.
+    with ThreadPoolExecutor(1) as pool:
+        return Compiled(pool.submit(library().Core().compile_model, network, "CPU", how).result(), size)
 
 
 def exported(module: nn.Module, answers: Sequence[Answer], image: Sequence[int], key: str | None) -> Any:
