@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from camcli.cli.app import main
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 from camcli.models.loaded import LoadedModel
 
 if TYPE_CHECKING:

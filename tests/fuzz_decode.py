@@ -15,7 +15,8 @@ from pathlib import Path
 
 from camcli.errors import ItemError
 from camcli.images import libtiff
-from camcli.images.decode import Preprocess, load_image
+from camcli.images.decode import load_image
+from camcli.images.preprocess import Preprocess
 from tests.corpus import good_kinds, upright_kinds
 
 SLOW_SECONDS = 10.0

@@ -24,7 +24,7 @@ from camcli.config.schema import OptionsConfig
 from camcli.engine.engine import Engine
 from camcli.engine.methods import METHODS
 from camcli.errors import MethodError
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 from camcli.models.loaded import LoadedModel
 from tests import oracles, peers
 from tests.nets import CLASSES, NETS, Net, inputs

@@ -26,14 +26,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from camcli.config.schema import ModelConfig
+from camcli.config.model import ModelConfig
 from camcli.engine.layers import Tap, TargetLayer, resolve_layer
 from camcli.engine.layers.probe import images
 from camcli.engine.layers.trace import Place, undisturbed, visiting
 from camcli.engine.layers.untrained import initialised
 from camcli.engine.tap import cut
 from camcli.errors import CamcliError
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 from camcli.models.source import model_source
 from tests import tuned
 

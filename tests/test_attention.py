@@ -16,7 +16,7 @@ from camcli.engine.layers import Layout, Tap, TargetLayer
 from camcli.engine.methods import METHODS
 from camcli.engine.targets import Target
 from camcli.errors import MethodError
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 from tests import oracles
 from tests.conftest import loaded
 from tests.nets import calibrated, inputs

@@ -15,8 +15,9 @@ from PIL import Image
 
 from camcli.engine.engine import Engine
 from camcli.errors import ItemError
-from camcli.images.decode import Preprocess, decode
+from camcli.images.decode import decode
 from camcli.images.find import discover
+from camcli.images.preprocess import Preprocess
 from tests.conftest import Ended, RedDetector, loaded
 from tests.corpus import HEIGHT, WIDTH, Corpus, build, encoded, good_kinds
 from tests.test_resume import images

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 import camcli
 from camcli.config.file import load_config
-from camcli.config.schema import InputConfig, ModelConfig
+from camcli.config.model import ModelConfig
+from camcli.config.schema import InputConfig
 from camcli.errors import ConfigError
-from camcli.images.decode import Preprocess, load_image, prepare_image
+from camcli.images.decode import load_image, prepare_image
+from camcli.images.preprocess import Preprocess
 from camcli.models.source import load_model
 from tests.conftest import Ended
 from tests.test_run import lines

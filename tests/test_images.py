@@ -13,10 +13,12 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
-from camcli.config.schema import InputConfig, Interpolation, ModelConfig
+from camcli.config.model import ModelConfig
+from camcli.config.schema import InputConfig, Interpolation
 from camcli.errors import ItemError
-from camcli.images.decode import Preprocess, decode, load_image, model_input
+from camcli.images.decode import decode, load_image
 from camcli.images.libtiff import silence
+from camcli.images.preprocess import Preprocess, model_input
 from camcli.models.source import model_source
 from camcli.records import Box
 from tests.conftest import save_image

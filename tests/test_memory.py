@@ -18,8 +18,9 @@ from PIL import Image
 from camcli.config.file import load_config
 from camcli.engine.precision import Choice
 from camcli.errors import ConfigError
-from camcli.images.decode import WHOLE, Preprocess, loading
+from camcli.images.decode import WHOLE, loading
 from camcli.images.memory import Budget, budget_size, cached_blocks
+from camcli.images.preprocess import Preprocess
 from camcli.pipeline.limits import usable_cores, usable_memory
 from camcli.pipeline.workers import Task
 from tests.conftest import Ended, save_image

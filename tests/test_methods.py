@@ -16,7 +16,8 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from camcli.config.schema import InputConfig, ModelConfig, OptionsConfig
+from camcli.config.model import ModelConfig
+from camcli.config.schema import InputConfig, OptionsConfig
 from camcli.demo.scenes import scene
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
@@ -24,7 +25,7 @@ from camcli.engine.methods import METHODS, Batch, LayerView
 from camcli.engine.methods.table import listed, markdown
 from camcli.engine.targets import Target, likeliest
 from camcli.errors import ItemError, MethodError
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model
 from camcli.records import Heatmap

@@ -12,7 +12,8 @@ import torch
 import torchvision
 from pydantic import JsonValue
 
-from camcli.config.schema import InputConfig, ModelConfig
+from camcli.config.model import ModelConfig
+from camcli.config.schema import InputConfig
 from camcli.errors import ConfigError
 from camcli.models.source import load_model
 from tests.conftest import SHAPES, Ended

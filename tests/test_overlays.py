@@ -19,10 +19,11 @@ from camcli.config.schema import OverlayConfig, RunConfig
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.methods import METHODS
 from camcli.engine.targets import Target
-from camcli.images.decode import WHOLE, LoadedImage, Preprocess, load_image
+from camcli.images.decode import WHOLE, LoadedImage, load_image
 from camcli.images.find import state_of
 from camcli.images.geometry import hot_box, peak
 from camcli.images.memory import Budget
+from camcli.images.preprocess import Preprocess
 from camcli.pipeline.files import Files
 from camcli.pipeline.flow import Explained
 from camcli.pipeline.paint import in_one_range

@@ -20,7 +20,8 @@ from torch import nn
 
 import camcli as camcli_package
 from camcli.config.file import load_config
-from camcli.config.schema import InputConfig, ModelConfig, RunConfig
+from camcli.config.model import ModelConfig
+from camcli.config.schema import InputConfig, RunConfig
 from camcli.errors import ConfigError, ModelError
 from camcli.models.checkpoint import read_checkpoint
 from camcli.models.code import code_allowed

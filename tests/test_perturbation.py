@@ -22,7 +22,7 @@ from camcli.engine.methods import METHODS
 from camcli.engine.methods.rise import RandomMasks, random_masks
 from camcli.engine.tap import Tail
 from camcli.errors import MethodError
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 from tests import oracles
 from tests.conftest import loaded
 from tests.nets import calibrated, inputs

@@ -15,8 +15,9 @@ from camcli.engine.engine import Engine, Explanation
 from camcli.engine.layers import Layout, Tap, TargetLayer
 from camcli.engine.methods import METHODS
 from camcli.engine.targets import Target
-from camcli.images.decode import LoadedImage, Preprocess, load_image
+from camcli.images.decode import LoadedImage, load_image
 from camcli.images.geometry import hot_box, peak, place, strips
+from camcli.images.preprocess import Preprocess
 from camcli.records import Box, Heatmap
 from camcli.render.overlay import overlay_bytes
 from tests.conftest import RedDetector, loaded

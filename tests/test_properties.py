@@ -19,7 +19,7 @@ from camcli.config.file import load_config
 from camcli.config.schema import Crop, RunConfig
 from camcli.errors import ConfigError
 from camcli.images import geometry
-from camcli.images.decode import Preprocess, full_size, model_input
+from camcli.images.preprocess import Preprocess, full_size, model_input
 from camcli.pipeline.record import shortest
 from camcli.records import Box, Prediction
 from camcli.results.report import ImageRecord, ModelRecord, line_of_record, sealed

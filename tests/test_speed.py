@@ -15,9 +15,10 @@ from PIL import Image
 from camcli.config.file import load_config
 from camcli.config.schema import InputConfig, OverlayConfig
 from camcli.images import geometry
-from camcli.images.decode import WHOLE, Preprocess, load_image, pixels
+from camcli.images.decode import WHOLE, load_image, pixels
 from camcli.images.find import discover
 from camcli.images.memory import Budget
+from camcli.images.preprocess import Preprocess
 from camcli.images.read import Source
 from camcli.pipeline.job import Job
 from camcli.pipeline.prepare import prepare

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from camcli.errors import ItemError
-from camcli.images.decode import WHOLE, Preprocess, loading
+from camcli.images.decode import WHOLE, loading
 from camcli.images.memory import Budget
+from camcli.images.preprocess import Preprocess
 from camcli.images.read import Source
 from camcli.pipeline.flow import until
 from camcli.pipeline.order import in_order

@@ -21,7 +21,8 @@ from camcli.cli import progress, summary
 from camcli.cli.app import app
 from camcli.cli.options import ConfigOptions
 from camcli.config.file import load_config
-from camcli.config.schema import ModelConfig, RunConfig, TargetsConfig
+from camcli.config.model import ModelConfig
+from camcli.config.schema import RunConfig, TargetsConfig
 from camcli.errors import ConfigError
 from camcli.images.find import discover
 from camcli.pipeline.estimate import Estimate

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 import camcli
 from camcli.config.file import load_config
-from camcli.config.schema import InputConfig, ModelConfig
+from camcli.config.model import ModelConfig
+from camcli.config.schema import InputConfig
 from camcli.errors import ConfigError, ModelError
-from camcli.images.decode import model_input
+from camcli.images.preprocess import model_input
 from camcli.models.source import load_model
 from camcli.models.transformers import preprocess_of
 from tests.conftest import Ended, save_image

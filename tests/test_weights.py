@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from camcli.config.schema import InputConfig, ModelConfig
+from camcli.config.model import ModelConfig
+from camcli.config.schema import InputConfig
 from camcli.errors import ModelError, OfflineError
 from camcli.models.checkpoint import read_checkpoint
 from camcli.models.offline import no_network

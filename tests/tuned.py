@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camcli.config.schema import ModelConfig
+from camcli.config.model import ModelConfig
 from camcli.engine.engine import Engine
 from camcli.engine.layers import Layout, Tap, TargetLayer
 from camcli.engine.layers.trace import Output, Place, record, visiting
 from camcli.engine.methods import METHODS
 from camcli.engine.tuning import tune
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 from camcli.models.source import model_source
 from tests import oracles
 from tests.conftest import loaded

@@ -147,7 +147,7 @@ def load(config: Path | None, model: str | None, overrides: list[Override] | lis
 
 def with_source(model: str) -> str:
     """`resnet18d` with the library that has it; raises ConfigError where several have it, or none."""
-    from camcli.config.schema import Source
+    from camcli.config.model import Source
 
     if set("/:") & set(model) or model in get_args(Source):
         return model

@@ -15,7 +15,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from camcli.config.schema import RunConfig, expand_model, is_enum
+from camcli.config.model import expand_model, is_enum
+from camcli.config.schema import RunConfig
 from camcli.errors import ConfigError
 from camcli.registry import did_you_mean
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePath
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -24,130 +21,21 @@ from pydantic import (
     model_validator,
 )
 
+from camcli.config.model import ModelConfig
+from camcli.config.section import Level, Percent, Positive, Section, Spread, Switch, Unit
+
 DFF = "dff"
 """The method that stands alone: it finds what all images of a run share."""
 SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
 
-Source = Literal["demo", "timm", "torchvision", "transformers", "python", "exported"]
 Crop = Literal["center", "squash", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Smoothing = Literal["none", "aug", "eigen"]
 _DEVICE = r"(auto|all|cpu|(cuda|mps)(:\d+)?)"
 
 
-def _no_switch(value: Any) -> Any:
-    """To Python, true is the number 1; in a config it is a mistake."""
-    if isinstance(value, bool):
-        raise ValueError("a number is wanted, not true or false")
-    return value
-
-
-def _no_number(value: Any) -> Any:
-    """Text may come from a variable in quotes."""
-    if not isinstance(value, bool) and str(value).lower() not in ("true", "false"):
-        raise ValueError("true or false is wanted")
-    return value
-
-
-Switch = Annotated[bool, BeforeValidator(_no_number)]
-Unit = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_switch)]
-Spread = Annotated[float, Field(gt=0), BeforeValidator(_no_switch)]
-Level = Annotated[float, BeforeValidator(_no_switch)]
-Positive = Annotated[int, Field(ge=1), BeforeValidator(_no_switch)]
-Percent = Annotated[int, Field(ge=1, le=100), BeforeValidator(_no_switch)]
 LEAST_MEMORY = 1 << 20
 _BYTES = TypeAdapter(ByteSize)
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-
-class ModelConfig(Section):
-    """Which classifier. The string `timm/resnet50.a1_in1k` stands for `{source: timm, name: resnet50.a1_in1k}`."""
-
-    source: Source = Field("demo", description="Library that builds the model.")
-    name: str = Field("demo", description="Architecture, as its library names it; python: `package.module:function`.")
-    path: str | None = Field(
-        None,
-        description="python: a file with the function, `build` unless it is named. timm, transformers: a folder that "
-        "their own functions have saved, in place of a name. exported: a file of torch.export.",
-    )
-    weights: str = Field(
-        "pretrained", description="`pretrained`, `none` (random), a file, or torchvision's `IMAGENET1K_V2`."
-    )
-    weights_sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = Field(
-        None, description="What the weights file must hash to; null: any."
-    )
-    kwargs: dict[str, JsonValue] = Field({}, description="Passed to the library's model function.")
-    num_classes: Positive | None = Field(None, description="Size of the head; null: that in the weights file.")
-    checkpoint_key: str | None = Field(
-        None, description="Where in the file the weights are, such as `state_dict_ema`; null: they are looked for."
-    )
-    labels: str | tuple[str, ...] | None = Field(
-        None, description="A .txt (one label a line), .csv or .json file, or the labels; null: the model's own."
-    )
-    preprocess: str | None = Field(
-        None, description="python: a function beside the other that returns fields of `input`, or `module:function`."
-    )
-    output: str | StrictInt | None = Field(
-        None, description="Key, position or attribute of the logits in what the model returns; null: it returns them."
-    )
-    activation: Literal["softmax", "sigmoid"] | None = Field(
-        None, description="Logits to probabilities; null: softmax, and sigmoid for the demo model."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return expand_model(value)
-        if isinstance(value, dict) and value.get("source") == "torchvision" and is_enum(value.get("weights")):
-            return _tagged(value)
-        if isinstance(value, dict) and isinstance(value.get("path"), str) and "name" not in value:
-            ending = ":build" if value.get("source") == "python" else ""
-            return {**value, "name": f"{PurePath(value['path']).name or value['path']}{ending}"}
-        return value
-
-    @model_validator(mode="after")
-    def _named(self) -> ModelConfig:
-        if self.source != "demo" and "name" not in self.model_fields_set:
-            example = "my_package.models:build` or a path: `my_model.py" if self.source == "python" else "resnet50"
-            raise ValueError(f"source {self.source} needs a name, such as `model: {self.source}/{example}`")
-        if self.source != "python" and self.preprocess:
-            raise ValueError("preprocess goes with source: python")
-        if self.source in ("demo", "torchvision") and self.path:
-            raise ValueError("path goes with the sources timm, transformers, python and exported")
-        if self.source == "demo" and self.name != "demo":
-            raise ValueError(f"the demo source has one model, not {self.name!r}; set model.source as well")
-        return self
-
-
-def is_enum(weights: object) -> bool:
-    """Whether weights are named as torchvision does: `IMAGENET1K_V2`, or `ResNet50_Weights.IMAGENET1K_V2`."""
-    return isinstance(weights, str) and bool(re.fullmatch(r"(\w+_Weights\.)?[A-Z][A-Z0-9_]+", weights))
-
-
-def _tagged(model: dict[str, Any]) -> dict[str, Any]:
-    """A section with torchvision's name of weights, written as the tag of its name."""
-    tag = model["weights"].rpartition(".")[2]
-    name = str(model.get("name", ""))
-    if "." in name:
-        raise ValueError(f"weights are named twice: {name} and {model['weights']}")
-    return {**model, "name": name if tag == "DEFAULT" else f"{name}.{tag}", "weights": "pretrained"}
-
-
-def expand_model(short: str) -> dict[str, str]:
-    """`timm/resnet50.a1_in1k` as the section that it stands for; raises ValueError where no source is named."""
-    source, slash, name = short.partition("/")
-    if not slash and source not in get_args(Source):
-        raise ValueError(
-            f"{short!r} names no library: write timm/{short} or torchvision/{short}; "
-            f"`camcli models {short}` says which has it"
-        )
-    return {"source": source, "name": name or source}
 
 
 class TargetsConfig(Section):

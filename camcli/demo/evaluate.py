@@ -31,7 +31,7 @@ from camcli.engine.layers import resolve_layer
 from camcli.engine.methods import METHODS
 from camcli.engine.targets import Target
 from camcli.errors import ItemError
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 from camcli.models.demo import LABELS, MEAN, SIZE, STD, WEIGHTS
 from camcli.models.loaded import LoadedModel
 from camcli.records import Heatmap

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
-from camcli.config.schema import ModelConfig
-from camcli.images.decode import Preprocess
+from camcli.config.model import ModelConfig
+from camcli.images.preprocess import Preprocess
 from camcli.models.checkpoint import read_checkpoint
 from camcli.models.fit import Built, build_with
 from camcli.models.loaded import Entry

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camcli.config.schema import ModelConfig
+from camcli.config.model import ModelConfig
 from camcli.errors import ConfigError, ModelError, NoGradientError
 from camcli.models.code import require_permission
 from camcli.models.fit import Built

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,10 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
-from camcli.config.schema import InputConfig, ModelConfig
+from camcli.config.model import ModelConfig
+from camcli.config.schema import InputConfig
 from camcli.errors import CamcliError, ConfigError
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 from camcli.models.checkpoint import read_checkpoint
 from camcli.models.code import require_permission
 from camcli.models.fit import Built, build_with

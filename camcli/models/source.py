@@ -13,9 +13,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from camcli.config.schema import InputConfig, ModelConfig, Source
+from camcli.config.model import ModelConfig, Source
+from camcli.config.schema import InputConfig
 from camcli.errors import CamcliError, ConfigError, ModelError, NoGradientError
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 from camcli.models.fit import Built
 from camcli.models.labels import given_labels
 from camcli.models.loaded import Entry, LoadedModel

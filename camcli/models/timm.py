@@ -18,9 +18,10 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from timm.layers import to_2tuple
 from torch import nn
 
-from camcli.config.schema import Crop, InputConfig, ModelConfig
+from camcli.config.model import ModelConfig
+from camcli.config.schema import Crop, InputConfig
 from camcli.errors import CamcliError, ConfigError, ModelError
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 from camcli.models import hub, weights
 from camcli.models.checkpoint import Checkpoint, read_checkpoint
 from camcli.models.fit import CHECK, Built, build_with, fitted, head_rows, shapes_of, unfit

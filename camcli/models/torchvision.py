@@ -12,9 +12,9 @@ import torchvision
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from camcli.config.schema import ModelConfig
+from camcli.config.model import ModelConfig
 from camcli.errors import ConfigError, ModelError
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 from camcli.models import weights
 from camcli.models.checkpoint import Checkpoint, read_checkpoint
 from camcli.models.fit import Built, build_with

@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from camcli.config.schema import Crop, Interpolation, ModelConfig
+from camcli.config.model import ModelConfig
+from camcli.config.schema import Crop, Interpolation
 from camcli.errors import ConfigError
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 from camcli.models import hub
 from camcli.models.checkpoint import Checkpoint, read_checkpoint
 from camcli.models.fit import Built, build_with, fitted, head_rows, shapes_of

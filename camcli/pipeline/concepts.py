@@ -21,9 +21,10 @@ from camcli.engine.concepts import Concepts
 from camcli.engine.engine import Engine
 from camcli.engine.methods.factors import Factors
 from camcli.errors import ItemError, NoInputsError
-from camcli.images.decode import Preprocess, loading
+from camcli.images.decode import loading
 from camcli.images.find import Item
 from camcli.images.memory import Budget
+from camcli.images.preprocess import Preprocess
 from camcli.images.read import Source
 from camcli.pipeline.batch import batch
 from camcli.pipeline.engines import A, Ask, Engines

@@ -27,7 +27,8 @@ from camcli.engine.targets import chooser
 from camcli.engine.tuning import compile_backbone, tune
 from camcli.errors import ConfigError, ItemError, LayerError
 from camcli.images import geometry
-from camcli.images.decode import LoadedImage, Preprocess, prepare_image
+from camcli.images.decode import LoadedImage, prepare_image
+from camcli.images.preprocess import Preprocess
 from camcli.models.code import code_allowed
 from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model, model_from_module

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from camcli.config.file import LoadedConfig
-from camcli.config.schema import ModelConfig
+from camcli.config.model import ModelConfig
 from camcli.engine.methods import methods_of
 from camcli.engine.methods.options import faults
 from camcli.errors import CamcliError, ConfigError

@@ -26,8 +26,9 @@ from camcli.engine.precision import Choice, Guard, choose_precision
 from camcli.engine.targets import chooser
 from camcli.engine.tuning import compile_backbone, replicas, tune, warm_up
 from camcli.errors import ConfigError, ItemError, NoGradientError
-from camcli.images.decode import Preprocess, load_image
+from camcli.images.decode import load_image
 from camcli.images.find import Item
+from camcli.images.preprocess import Preprocess
 from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model
 from camcli.pipeline.engines import redo_size

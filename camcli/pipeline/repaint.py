@@ -14,11 +14,12 @@ from pydantic import TypeAdapter
 
 from camcli.config.schema import OverlayConfig, RunConfig
 from camcli.errors import CamcliError, ConfigError, ItemError
-from camcli.images.decode import LoadedImage, Preprocess, loading, pixels, seen_of
+from camcli.images.decode import LoadedImage, loading, pixels
 from camcli.images.find import state_of
 from camcli.images.geometry import Heat
 from camcli.images.libtiff import quiet_decoders
 from camcli.images.memory import Budget, budget_size, cached_blocks
+from camcli.images.preprocess import Preprocess, seen_of
 from camcli.images.read import Source
 from camcli.pipeline.drawing import draw, drawing_cost, legend_of
 from camcli.pipeline.flow import until

@@ -10,8 +10,9 @@ from typing import BinaryIO
 from PIL import Image
 
 from camcli.config.schema import OverlayConfig
-from camcli.images.decode import WHOLE, LoadedImage, as_rgb, shrunk
+from camcli.images.decode import WHOLE, LoadedImage, shrunk
 from camcli.images.geometry import Heat
+from camcli.images.preprocess import as_rgb
 from camcli.records import Box, Heatmap, ImageResult, Prediction
 from camcli.render.styles import STYLES, layer_of
 

@@ -26,14 +26,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from camcli.config.schema import InputConfig, ModelConfig, OptionsConfig
+from camcli.config.model import ModelConfig
+from camcli.config.schema import InputConfig, OptionsConfig
 from camcli.demo.scenes import Scene, scene
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
 from camcli.engine.methods import METHODS
 from camcli.engine.targets import Target
 from camcli.errors import MethodError
-from camcli.images.decode import Preprocess
+from camcli.images.preprocess import Preprocess
 from camcli.models.demo import SIZE
 from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model

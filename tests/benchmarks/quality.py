@@ -28,7 +28,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from camcli.config.schema import InputConfig, ModelConfig, OptionsConfig
+from camcli.config.model import ModelConfig
+from camcli.config.schema import InputConfig, OptionsConfig
 from camcli.demo.scenes import Scene, scene
 from camcli.engine.engine import Engine
 from camcli.engine.layers import resolve_layer

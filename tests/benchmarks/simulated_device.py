@@ -33,9 +33,10 @@ from camcli.config.schema import RunConfig
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.targets import Chooser, likeliest
 from camcli.errors import ItemError
-from camcli.images.decode import Preprocess, load_image
+from camcli.images.decode import load_image
 from camcli.images.find import discover
 from camcli.images.memory import keep_freed_memory
+from camcli.images.preprocess import Preprocess
 from camcli.pipeline.job import Job
 from camcli.pipeline.prepare import Prepared, prepare
 from camcli.pipeline.run import perform

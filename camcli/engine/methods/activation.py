@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from camcli.config.schema import Section
+from camcli.config.section import Section
 from camcli.engine.methods.head import class_weights
 from camcli.engine.methods.maps import along, kernel_principal, principal
 from camcli.engine.methods.view import LayerView, layer_method

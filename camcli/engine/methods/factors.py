@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from camcli.config.schema import DFF as NAME
-from camcli.config.schema import Section
+from camcli.config.section import Section
 from camcli.engine.methods.view import Batch, LayerView, Method
 from camcli.errors import MethodError
 

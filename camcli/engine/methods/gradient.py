@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from camcli.config.schema import Positive, Section, Unit
+from camcli.config.section import Positive, Section, Unit
 from camcli.engine.methods.maps import along, principal
 from camcli.engine.methods.view import Batch, LayerView, Need, layer_method
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from camcli.config.schema import Positive, Section, Switch
+from camcli.config.section import Positive, Section, Switch
 from camcli.engine.methods.blur import blurred
 from camcli.engine.methods.view import Batch, LayerView, pixel_method
 

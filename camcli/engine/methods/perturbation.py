@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from camcli.config.schema import Positive, Section, Switch
+from camcli.config.section import Positive, Section, Switch
 from camcli.engine.methods.view import Batch, LayerView, layer_method, pixel_method
 
 RESIDUE = 1e-6

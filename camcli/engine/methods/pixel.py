@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from camcli.config.schema import Positive, Section, Unit
+from camcli.config.section import Positive, Section, Unit
 from camcli.engine.methods.biases import Bias, Biases
 from camcli.engine.methods.gradient import gradcam, gradcam_terms
 from camcli.engine.methods.lift import gradients_of

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from camcli.config.schema import Positive, Section
+from camcli.config.section import Positive, Section
 from camcli.engine.methods.view import Batch, LayerView, pixel_method
 
 
