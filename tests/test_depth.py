@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import logging
+import tracemalloc
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +25,9 @@ import camcli
 from camcli.config.file import load_config
 from camcli.config.model import ModelConfig
 from camcli.config.schema import InputConfig
-from camcli.errors import ConfigError
-from camcli.images.decode import load_image, prepare_image
+from camcli.errors import ConfigError, ItemError
+from camcli.images import dicom as dicom_room
+from camcli.images.decode import decode, load_image, prepare_image
 from camcli.images.preprocess import Preprocess
 from camcli.models.source import load_model
 from tests.conftest import Ended
@@ -174,6 +180,73 @@ def test_a_dicom_file_is_seen_through_its_slope_and_window(tmp_path: Path) -> No
     assert np.allclose(ranged[..., 0], ((hounsfield + 1000) / 1000).clip(0, 1) * 255, atol=1e-3)
 
 
+def renamed(path: Path, values: NDArray[Any]) -> Path:
+    """A DICOM file whose number of columns is a word, as a torn or careless program writes it."""
+    data = dicom(path, values).read_bytes()
+    columns = data.index(b"\x28\x00\x11\x00US")
+    path.write_bytes(data[: columns + 4] + b"IS\x08\x00Doe^Jane" + data[columns + 10 :])
+    return path
+
+
+@needs_pydicom
+def test_a_damaged_header_says_nothing_outside_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, level = renamed(tmp_path / "a.dcm", ramp(255)), logging.getLogger("pydicom").level
+    for read in (decode, lambda path: load_image(path, PLAIN), lambda path: prepare_image(path, PLAIN)):
+        said = warnings.catch_warnings(record=True, action="always")
+        with said as told, pytest.raises(ItemError, match="DICOM") as caught:
+            read(path)
+        assert "Doe" not in f"{caught.value} {caplog.text} {[one.message for one in told]}"
+    assert logging.getLogger("pydicom").level == level
+
+
+@needs_pydicom
+def test_silence_lasts_until_the_last_thread_needs_none(tmp_path: Path) -> None:
+    before, level = list(warnings.filters), logging.getLogger("pydicom").level
+    path = dicom(tmp_path / "a.dcm", ramp(255))
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda _: decode(path).size == (16, 16), range(40)))
+    with dicom_room.muted():
+        decode(path)
+        assert logging.getLogger("pydicom").level > logging.CRITICAL
+    assert (warnings.filters, logging.getLogger("pydicom").level) == (before, level)
+
+
+@needs_pydicom
+@pytest.mark.parametrize("stored", [12, 16])
+def test_deep_colours_of_a_dicom_file_keep_their_order(tmp_path: Path, stored: int) -> None:
+    values = np.random.default_rng(0).integers(0, 2**stored, (16, 16, 3), dtype=np.uint16)
+    fields = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}
+    path = dicom(tmp_path / "a.dcm", values, **fields, BitsStored=stored, HighBit=stored - 1)
+    expected = values.astype(np.float64) / (2**stored - 1) * 255
+    assert np.abs(np.asarray(decode(path)) - expected).max() <= 0.5 + 1e-3
+
+
+@needs_pydicom
+@pytest.mark.parametrize("deflated", [False, True])
+def test_of_many_frames_the_first_alone_is_loaded(tmp_path: Path, deflated: bool) -> None:
+    from pydicom import dcmread
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    values = np.random.default_rng(0).integers(0, 4096, (64, 64), dtype=np.uint16)
+    path = dicom(tmp_path / "a.dcm", values)
+    found = dcmread(path)
+    found.NumberOfFrames, found.PixelData = 400, values.tobytes() + bytes(399 * values.nbytes)
+    if deflated:
+        found.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    found.save_as(path)
+    dicom_room.header(io.BytesIO(path.read_bytes()), "warm")
+    with path.open("rb") as file:
+        tracemalloc.start()
+        header = dicom_room.header(file, "a")
+        frame = dicom_room.grey_or_rgb(file, header.dataset, "a")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert isinstance(frame, tuple)
+    assert np.array_equal(frame[0], values)
+    if not deflated:
+        assert peak < header.cost + 1_000_000
+
+
 @needs_pydicom
 def test_nothing_of_a_patient_is_written_or_said(camcli: Camcli, tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 4096, (64, 64), dtype=np.uint16)
@@ -184,6 +257,7 @@ def test_nothing_of_a_patient_is_written_or_said(camcli: Camcli, tmp_path: Path)
     torn.write_bytes(torn.read_bytes()[:-4000])
     odd = dicom(folder / "c.dcm", values, RescaleSlope=2)
     odd.write_bytes(odd.read_bytes().replace(b"MONOCHROME2", b"Doe^Jane   ").replace(b"19600229", b"no date "))
+    renamed(folder / "d.dcm", values)
     for more in ((), ("--log-format", "json")):
         ended = camcli("run", folder, "--out", tmp_path / f"out{len(more)}", "-s", "maps=npz", *more)
         assert ended.code == 1

@@ -15,6 +15,7 @@ from camcli.engine.engine import Engine
 from camcli.engine.layers import resolve_layer
 from camcli.engine.precision import native
 from camcli.engine.tuning import tune
+from camcli.models.source import model_from_module
 from camcli.records import Precision
 from tests.conftest import SHAPES, Ended, loaded
 from tests.test_engine import GRADCAM, correlation, explanations, pixels
@@ -85,3 +86,8 @@ def test_a_compiled_network_finds_the_same(camcli: Camcli, tmp_path: Path) -> No
     demo(camcli, tmp_path / "compiled", "-s", "runtime.backend=compile")
     for ours, theirs in zip(lines(tmp_path / "compiled"), lines(tmp_path / "plain"), strict=True):
         assert [h["target"]["label"] for h in ours["heatmaps"]] == [h["target"]["label"] for h in theirs["heatmaps"]]
+
+
+def test_a_module_of_one_s_own_may_be_on_the_gpu_already() -> None:
+    module = timm.create_model("test_resnet", num_classes=5).eval().cuda()
+    assert len(model_from_module(module, {"size": 64}, None).labels) == 5

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from camcli.config.model import ModelConfig
 from camcli.config.schema import InputConfig
 from camcli.errors import ConfigError
-from camcli.models.source import load_model
+from camcli.models.source import load_model, model_from_module
 from tests.conftest import SHAPES, Ended
 
 
@@ -211,3 +211,9 @@ def test_weights_of_torchvisions_inceptions_meet_the_input_that_they_were_traine
         for weights, transformed in (("x.pth", True), ("none", False)):
             config = ModelConfig(source="torchvision", name="inception_v3", weights=weights)
             assert bool(source.build(config, None).module.transform_input) == transformed
+
+
+def test_the_classes_of_a_module_are_counted_where_its_weights_are() -> None:
+    """No CPU tensor enters a network on another device, of which `meta` is one that every machine has."""
+    module = timm.create_model("test_resnet", num_classes=5).to("meta")
+    assert len(model_from_module(module, {"size": 64}, None).labels) == 5

@@ -185,3 +185,26 @@ def test_what_is_no_folder_of_the_library_is_named(tmp_path: Path) -> None:
     assert "it holds nothing for classifier.1.weight, classifier.1.bias" in error_of(path=str(tmp_path))
     (tmp_path / "model.safetensors").unlink()
     assert "holds no weights (looked for model.safetensors, " in error_of(path=str(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["own", "resnet"])
+@pytest.mark.parametrize("kwargs", ["{}", "{trust_remote_code: true}", "{code_revision: main}"])
+def test_code_beside_a_model_never_runs_and_is_never_asked_about(
+    camcli: Camcli, tmp_path: Path, family: str, kwargs: str
+) -> None:
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    saved(folder, "resnet")
+    told = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForImageClassification": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({**told, "model_type": family, "auto_map": names}))
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    model = f"model={{source: transformers, path: {folder}, kwargs: {kwargs}}}"
+    ended = camcli("labels", "-s", model, stdin="y\ny\ny\n")
+    ended = camcli("layers", "-s", model, stdin="y\ny\ny\n") if ended.code == 0 else ended
+    assert not ran.exists()
+    assert "[y/N]" not in ended.out + ended.err
+    if kwargs != "{}":
+        assert f"model.kwargs.{kwargs[1:].partition(':')[0]}: camcli runs no Python" in ended.err
+    elif family == "own":
+        assert f"{folder}: its network is built by code beside it: camcli runs no Python" in ended.err
+    assert ended.code == (0 if (family, kwargs) == ("resnet", "{}") else 2), ended.err

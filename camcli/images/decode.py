@@ -128,7 +128,7 @@ def shrunk_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
 
 
 def prepare_image(source: Path | Image.Image, preprocess: Preprocess) -> LoadedImage:
-    """An image file, or one that is open already, with its own pixels; raises ItemError as `load_image`."""
+    """An image with its own pixels: of a file, which raises ItemError as `load_image` does, or one that is open."""
     if isinstance(source, Path):
         return load_image(source, preprocess)
     image = _to_rgb_or_grey(_upright(source), preprocess.range)
@@ -242,10 +242,10 @@ def _medical(
     file: BinaryIO, name: str, keep: int, budget: Budget, stack: ExitStack, more: int, scale: Range | None
 ) -> tuple[Image.Image, tuple[int, int], int]:
     """As `_decoded`, of a DICOM file."""
-    dataset = dicom.header(file, name)
-    cost = dicom.cost(dataset) + _shrinking_cost((int(dataset.Columns), int(dataset.Rows)), keep)
+    header = dicom.header(file, name)
+    cost = header.cost + _shrinking_cost(header.size, keep)
     stack.enter_context(budget.room(cost + more))
-    found = dicom.grey_or_rgb(file, name)
+    found = dicom.grey_or_rgb(file, header.dataset, name)
     if isinstance(found, tuple):
         values, window, inverted = found
         grey = _scaled(values, *_limits(values, "", scale or window))

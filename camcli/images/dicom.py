@@ -6,9 +6,11 @@ Needs pydicom. What the library has to say is left unsaid, because it may quote 
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,6 +24,15 @@ _MAGIC = b"DICM"
 _WORK_BYTES = 24
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands before the pixels. size: (width, height). cost: bytes at the peak of reading the first frame."""
+
+    dataset: Any
+    size: tuple[int, int]
+    cost: int
+
+
 def is_dicom(file: BinaryIO) -> bool:
     """Whether the file says that it is one; it is left at its beginning."""
     file.seek(PREAMBLE)
@@ -30,37 +41,50 @@ def is_dicom(file: BinaryIO) -> bool:
     return magic == _MAGIC
 
 
-def header(file: BinaryIO, name: str) -> Any:
-    """What stands before the pixels; raises ItemError."""
+def header(file: BinaryIO, name: str) -> Header:
+    """Of the file; raises ItemError."""
     with _unsaid(name) as pydicom:
-        return pydicom.dcmread(file, stop_before_pixels=True)
-
-
-def cost(dataset: Any) -> int:
-    """Bytes at the peak of reading the first frame, by what the header says."""
-    own = max(1, int(dataset.get("BitsAllocated", 16)) // 8) * int(dataset.get("SamplesPerPixel", 1))
-    return (2 * own + _WORK_BYTES) * int(dataset.get("Rows", 0)) * int(dataset.get("Columns", 0))
+        dataset = pydicom.dcmread(file, stop_before_pixels=True)
+        width, height = int(dataset.Columns), int(dataset.Rows)
+        if width < 1 or height < 1:
+            raise ValueError("no pixels")
+        own = max(1, int(dataset.get("BitsAllocated", 16)) // 8) * max(1, int(dataset.get("SamplesPerPixel", 1)))
+        all_frames = own * int(dataset.get("NumberOfFrames") or 1) if _is_deflated(dataset) else 0
+        return Header(dataset, (width, height), (2 * own + all_frames + _WORK_BYTES) * width * height)
 
 
 def grey_or_rgb(
-    file: BinaryIO, name: str
+    file: BinaryIO, dataset: Any, name: str
 ) -> tuple[NDArray[np.float32], tuple[float, float] | None, bool] | Image.Image:
     """(values in the units of the file, the window that it wants to be seen in, whether low is white), or RGB.
 
-    values: float32 [h,w] after the modality's slope and intercept. Raises ItemError.
+    values: float32 [h,w] after the modality's slope and intercept. dataset: that of the `header`. Raises ItemError.
     """
     file.seek(0)
     with _unsaid(name) as pydicom:
-        dataset = pydicom.dcmread(file)
-        pixels = pydicom.pixels.pixel_array(dataset, index=0)
+        source = pydicom.dcmread(file) if _is_deflated(dataset) else file
+        pixels = pydicom.pixels.pixel_array(source, index=0)
         kind = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
         if kind == "PALETTE COLOR":
             pixels = pydicom.pixels.apply_color_lut(pixels, dataset)
-            pixels = pixels if pixels.dtype == np.uint8 else pixels >> 8
+            return _rgb(pixels, 8 * pixels.dtype.itemsize)
         if pixels.ndim == 3:
-            return Image.fromarray(np.ascontiguousarray(pixels[..., :3], dtype=np.uint8))
+            return _rgb(pixels, int(dataset.BitsStored))
         values = np.asarray(pydicom.pixels.apply_modality_lut(pixels, dataset), dtype=np.float32)
         return values, _window(dataset), kind == "MONOCHROME1"
+
+
+def _is_deflated(dataset: Any) -> bool:
+    """Whether the frames can be had only all at once."""
+    return bool(dataset.file_meta.TransferSyntaxUID.is_deflated)
+
+
+def _rgb(pixels: NDArray[Any], bits: int) -> Image.Image:
+    """Colours [h,w,C] of which `bits` are used."""
+    colours = pixels[..., :3]
+    if colours.dtype != np.uint8:
+        colours = np.rint(colours.astype(np.float32) * np.float32(255 / (2**bits - 1))).clip(0, 255)
+    return Image.fromarray(np.ascontiguousarray(colours, dtype=np.uint8))
 
 
 def _window(dataset: Any) -> tuple[float, float] | None:
@@ -77,9 +101,44 @@ def _first(value: Any) -> float | None:
     return float(value[0] if hasattr(value, "__getitem__") and not isinstance(value, str) else value)
 
 
+class _Silence:
+    """For as long as anybody asks for it: filters of warnings and levels of loggers belong to all threads together."""
+
+    lock = threading.Lock()
+    depth = 0
+    undo = ExitStack()
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Inside, neither warnings nor log lines of pydicom come out, on whatever thread."""
+    with _Silence.lock:
+        _Silence.depth += 1
+        if _Silence.depth == 1:
+            _mute(_Silence.undo)
+    try:
+        yield
+    finally:
+        with _Silence.lock:
+            _Silence.depth -= 1
+            if not _Silence.depth:
+                _Silence.undo.close()
+
+
+def _mute(undo: ExitStack) -> None:
+    undo.enter_context(warnings.catch_warnings())
+    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+    logger = logging.getLogger("pydicom")
+    undo.callback(logger.setLevel, logger.level)
+    logger.setLevel(logging.CRITICAL + 1)
+
+
 @contextmanager
 def _unsaid(name: str) -> Iterator[Any]:
-    """pydicom, of whose warnings and errors no word comes out; raises ItemError with the kind of an error alone."""
+    """pydicom, of whose warnings and errors no word comes out; raises ItemError with the kind of an error alone.
+
+    Whatever is taken from a dataset is taken in here: pydicom reads an element when it is asked for.
+    """
     try:
         import pydicom
         import pydicom.pixels
@@ -89,9 +148,7 @@ def _unsaid(name: str) -> Iterator[Any]:
             "UnidentifiedImageError",
             f"{name}: a DICOM file, which needs pydicom: python -m pip install pydicom",
         ) from None
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with muted(), np.errstate(all="ignore"):
         try:
             yield pydicom
         except (ItemError, MemoryError):

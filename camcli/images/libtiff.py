@@ -1,4 +1,4 @@
-"""Pillow's TIFF library prints about damaged files on standard error by itself; a run says it in records instead."""
+"""What decoders print about damaged files by themselves, above all Pillow's TIFF library; a run has records for it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from pathlib import Path
 
 from PIL import Image
 
+from camcli.images.dicom import muted
+
 _MAPS = Path("/proc/self/maps")
 
 
 @contextmanager
 def quiet_decoders() -> Iterator[None]:
-    """Inside, neither Pillow nor libtiff says on standard error what is wrong with a file."""
-    with warnings.catch_warnings():
+    """Inside, neither Pillow nor libtiff nor pydicom says on standard error what is wrong with a file."""
+    with warnings.catch_warnings(), muted():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         silence()
         yield

@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
@@ -190,11 +191,16 @@ def _check_hash(config: ModelConfig, file: Path | None) -> None:
         raise ModelError(f"{file or 'random weights'}: has SHA-256 {digest}, but model.weights_sha256 is {wanted}")
 
 
+def _device(module: nn.Module) -> torch.device:
+    """Where its weights are, which is not the CPU for every module that a user hands over."""
+    return next((t.device for t in chain(module.parameters(), module.buffers())), torch.device("cpu"))
+
+
 def _class_count(module: nn.Module, name: str, preprocess: Preprocess) -> int:
     """K of the logits [1,K] for one empty input; raises ConfigError when the model does not take the size."""
     try:
         with torch.inference_mode():
-            logits = module(torch.zeros(1, preprocess.channels, *preprocess.size))
+            logits = module(torch.zeros(1, preprocess.channels, *preprocess.size, device=_device(module)))
     except CamcliError:
         raise
     except Exception as error:  # as above

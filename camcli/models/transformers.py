@@ -26,6 +26,12 @@ from camcli.models.weights import short
 _INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _SQUASHED_FROM = 384
 """ConvNeXts cut nothing away from this size on."""
+_FOREIGN_CODE = ("trust_remote_code", "code_revision")
+"""Arguments that have the library run Python from a folder or from the hub."""
+_NO_CODE = (
+    "camcli runs no Python that comes with a model of transformers; write a function that loads it, for source: "
+    "python, which asks for --allow-code"
+)
 
 
 def names() -> list[str]:
@@ -39,8 +45,10 @@ def entry(name: str, count_parameters: bool) -> Entry:
 
 
 def check(config: ModelConfig) -> None:
-    """Raises ConfigError where the library or a folder is missing."""
+    """Raises ConfigError where the library or a folder is missing, or where code would be fetched or run."""
     _library()
+    if named := [name for name in _FOREIGN_CODE if name in config.kwargs]:
+        raise ConfigError(f"model.kwargs.{named[0]}: {_NO_CODE}")
     local = _local(config)
     if local is not None and not (local / "config.json").is_file():
         raise ConfigError(f"{local}: holds no config.json; a folder that save_pretrained has written is wanted")
@@ -83,20 +91,32 @@ def _with_weights(config: ModelConfig, folder: Path, checkpoint: Checkpoint) -> 
 
 
 def _make(config: ModelConfig, folder: Path, classes: int | None) -> nn.Module:
-    with _quiet():
-        made = _library().AutoModelForImageClassification.from_config(_config(config, folder, classes))
-    module: nn.Module = made
+    settings, auto = _config(config, folder, classes), _library().AutoModelForImageClassification
+    with _quiet(), _without_code(folder):
+        module: nn.Module = auto.from_config(settings, trust_remote_code=False)
     return module
 
 
 def _config(config: ModelConfig, folder: Path, classes: int | None) -> Any:
     """The library's own; raises ConfigError for a folder of another kind."""
     head = {} if classes is None else {"num_labels": classes}
+    told = {"local_files_only": True, "trust_remote_code": False, **head, **config.kwargs}
     try:
-        with _quiet():
-            return _library().AutoConfig.from_pretrained(folder, local_files_only=True, **head, **config.kwargs)
+        with _quiet(), _without_code(folder):
+            return _library().AutoConfig.from_pretrained(folder, **told)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: {short(error)}") from None
+
+
+@contextmanager
+def _without_code(folder: Path) -> Iterator[None]:
+    """Inside, a network that only code in its folder can build is a ConfigError."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ConfigError(f"{folder}: its network is built by code beside it: {_NO_CODE}") from None
 
 
 def _flipped(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
