@@ -9,6 +9,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from camcli.errors import ConfigError
 from camcli.images.find import Item
 from camcli.models.demo import LABELS
 from camcli.pipeline.concepts import spread
+from camcli.pipeline.files import Reader
 from camcli.pipeline.progress import Silent
 from camcli.records import Failure
 from camcli.results.run import open_run
@@ -279,6 +281,79 @@ def test_another_config_is_refused_and_fresh_starts_over(camcli: Camcli, tmp_pat
     (out / "concepts.npz").write_bytes(b"torn")
     assert camcli(*words, out, "-k", 3).code == 0
     assert contents(out) == contents(tmp_path / "once")
+
+
+def test_results_of_other_concepts_are_not_kept(camcli: Camcli, tmp_path: Path) -> None:
+    folder, out = images(tmp_path / "in", 3), tmp_path / "out"
+    words = ("run", folder, "--out", out, *SMALL, "-s", "methods=dff")
+    assert camcli(*words).code == 0
+    before = contents(out)
+    kept = camcli(*words, "-s", "options.dff.concepts=3", "--keep-going")
+    assert (kept.code, "--keep-going cannot keep other results" in kept.err) == (2, True), kept.err
+    refused = camcli("dff", folder, "--out", out, *SMALL, "-k", 3)
+    assert (refused.code, "--fresh starts over, and another --out" in refused.err) == (2, True), refused.err
+    assert "--keep-going" not in refused.err
+    assert contents(out) == before
+
+
+def test_a_folder_that_goes_while_concepts_are_learnt_costs_nothing(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = images(tmp_path / "in", 4), tmp_path / "out"
+    words = ("dff", folder, "--out", out, *SMALL, "-s", "runtime.threads=1")
+    assert camcli(*words).code == 0
+    save_image(folder / "new.png", 60, 60, 9)
+    before, real = contents(out), Reader.read
+
+    def read(self: Reader, item: Item, *words: Any) -> Any:
+        if item.id == "01.png":
+            folder.rename(tmp_path / "elsewhere")
+        return real(self, item, *words)
+
+    monkeypatch.setattr(Reader, "read", read)
+    ended = camcli(*words)
+    assert (ended.code, "was removed, renamed or unmounted" in ended.err) == (3, True), ended.err
+    assert contents(out) == before
+
+
+def test_engines_share_the_cores_but_for_the_factorisation(
+    camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, set[int]] = {"cells": set(), "learn": set(), "raised": set()}
+
+    def noted(name: str, real: Callable[..., Any], *words: Any) -> Any:
+        threads[name].add(torch.get_num_threads())
+        return real(*words)
+
+    for name in threads:
+        monkeypatch.setattr(concepts, name, partial(noted, name, getattr(concepts, name)))
+    assert camcli("dff", images(tmp_path / "in", 6), "--out", tmp_path / "out", *SMALL).code == 0
+    assert threads == {"cells": {1}, "learn": {2}, "raised": {1}}
+
+
+@pytest.mark.parametrize("words", [("paint", "out"), ("dff", "in", "--out", "out")])
+def test_without_its_concepts_a_folder_is_not_painted(camcli: Camcli, tmp_path: Path, words: tuple[str, ...]) -> None:
+    folder, out = images(tmp_path / "in", 3), tmp_path / "out"
+    assert camcli("dff", folder, "--out", out, *SMALL, "-s", "maps=npz").code == 0
+    (out / "concepts.npz").write_bytes(b"torn")
+    named = [tmp_path / word if word in ("in", "out") else word for word in words]
+    settings = (*SMALL, "-s", "maps=npz") if words[0] == "dff" else ()
+    ended = camcli(*named, *settings, "-s", "overlay.alpha=0.9")
+    if words[0] == "paint":
+        assert (ended.code, "concepts.npz is missing or damaged" in ended.err) == (2, True), ended.err
+    else:
+        assert ended.code == 0, ended.err
+        assert camcli("dff", folder, "--out", tmp_path / "once", *settings, "-s", "overlay.alpha=0.9").code == 0
+        assert contents(out) == contents(tmp_path / "once")
+
+
+def test_concepts_of_runs_are_not_compared(camcli: Camcli, tmp_path: Path) -> None:
+    folder, out = images(tmp_path / "in", 3), tmp_path / "out"
+    assert camcli("dff", folder, "--out", out, *SMALL).code == 0
+    for words in (("diff", out, out), ("baseline", out, tmp_path / "base.json.gz")):
+        ended = camcli(*words)
+        assert (ended.code, "holds the concepts of `camcli dff`" in ended.err) == (2, True), ended.err
+    assert not (tmp_path / "base.json.gz").exists()
 
 
 def test_another_look_is_painted_from_the_maps(camcli: Camcli, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,3 +152,16 @@ def test_the_gate_does_not_load_torch(runs: Path) -> None:
     )
     words = [sys.executable, "-c", code, "diff", str(runs / "a"), str(runs / "b")]
     assert subprocess.run(words, timeout=60, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"no baseline", b"PK\x03\x04torn", b"[" * 100_000])
+def test_what_is_damaged_is_named(camcli: Camcli, runs: Path, tmp_path: Path, damage: bytes) -> None:
+    copy = shutil.copytree(runs / "a", tmp_path / "a")
+    file = next((copy / "maps").glob("*.npz"))
+    file.write_bytes(damage)
+    ended = camcli("diff", copy, runs / "b")
+    assert (ended.code, f"{file}: the map cannot be read" in ended.err) == (2, True), ended.err
+    for told in (damage, gzip.compress(damage), gzip.compress(b"0" * 99)[:-12] + damage):
+        (tmp_path / "base.json.gz").write_bytes(told)
+        ended = camcli("diff", tmp_path / "base.json.gz", runs / "b")
+        assert (ended.code, "is no baseline that camcli wrote" in ended.err) == (2, True), ended.err

@@ -128,6 +128,17 @@ def test_what_has_changed_or_is_gone_is_left_and_said(camcli: Camcli, images: Pa
     assert [name for name in before if before[name] == after[name]] == ["12-star.png", "tall.png"]
 
 
+@pytest.mark.parametrize("maps", ["npz", "png16"])
+def test_a_damaged_map_is_of_one_image_alone(camcli: Camcli, images: Path, tmp_path: Path, maps: str) -> None:
+    out = tmp_path / "out"
+    explain(camcli, images, out, maps=maps)
+    file = next((out / "maps").glob("12-star.png*"))
+    file.write_bytes(b"torn".ljust(file.stat().st_size))
+    ended = camcli("paint", out, "-s", "overlay.alpha=0.2")
+    assert (ended.code, f"{file}: the map cannot be read" in ended.err) == (1, True), ended.err
+    assert "3 images painted anew, 1 left as they are" in ended.err
+
+
 def test_without_maps_nothing_can_be_painted(camcli: Camcli, images: Path, tmp_path: Path) -> None:
     explain(camcli, images, tmp_path / "out", maps="none")
     before = contents(tmp_path / "out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from camcli.results.storage import fatal, write_atomic
 
 GRID = 16
 Cells = NDArray[np.uint8]
+_NO_BASELINE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error)
 Shares = tuple[float, ...]
 
 
@@ -75,6 +77,10 @@ def write_baseline(out: Path, file: Path) -> Baseline:
 
 def _of_run(run: Run) -> Baseline:
     told, name = run.manifest, str(run.path)
+    if run.finds_concepts:
+        raise ConfigError(
+            f"{name}: holds the concepts of `camcli dff`, which no other run has, so they are not compared"
+        )
     answers = {record.id: _answer(run, record) for record in run.records() if record.predictions}
     return Baseline(name, told.labels_sha256, told.input, answers)
 
@@ -129,7 +135,7 @@ def _of_file(path: Path) -> Baseline:
             for name, (label, probability, places) in told["answers"].items()
         }
         return Baseline(str(path), told["labels_sha256"], told["input"], answers)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _NO_BASELINE as error:
         raise ConfigError(f"{path}: is no baseline that camcli wrote: {type(error).__name__}: {error}") from None
 
 

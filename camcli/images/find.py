@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from camcli.errors import ConfigError, NoInputsError
 from camcli.images.formats import EXTENSIONS
@@ -22,6 +22,8 @@ from camcli.records import PRODUCTS, FileState
 
 _RESULTS = re.compile(r"results(-\d+-of-\d+)?\.jsonl|concepts\.json")
 MOST_NAMED = 6
+Check = Literal["stat", "hash"]
+"""How a file is known to be the same: by its size and time, or by its content."""
 _MANIFEST = re.compile(r"run(-\d+-of-\d+)?\.json")
 
 
@@ -200,6 +202,17 @@ def state_of(path: Path, with_hash: bool = True) -> FileState | None:
         return None
     digest = _digest(path) if with_hash and stat.S_ISREG(status.st_mode) else None
     return FileState(status.st_size, status.st_mtime_ns, digest)
+
+
+def unchanged(before: FileState | None, path: Path, check: Check = "stat") -> bool:
+    """Whether the file at `path` is what it was, None standing for no file that could be read."""
+    by_hash = check == "hash" and before is not None and before.sha256 is not None
+    now = state_of(path, with_hash=by_hash)
+    if before is None or now is None:
+        return before is now
+    if by_hash:
+        return before.sha256 == now.sha256
+    return (before.bytes, before.mtime_ns) == (now.bytes, now.mtime_ns)
 
 
 def _digest(path: Path) -> str | None:

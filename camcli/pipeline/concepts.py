@@ -21,21 +21,17 @@ from camcli.engine.concepts import Concepts
 from camcli.engine.engine import Engine
 from camcli.engine.methods.factors import Factors
 from camcli.errors import ItemError, NoInputsError
-from camcli.images.decode import loading
 from camcli.images.find import Item
-from camcli.images.memory import Budget
-from camcli.images.preprocess import Preprocess
-from camcli.images.read import Source
 from camcli.pipeline.batch import batch
 from camcli.pipeline.engines import A, Ask, Engines
 from camcli.pipeline.explain import Answered, answered
+from camcli.pipeline.files import Reader
 from camcli.pipeline.flow import Loaded, Stop, failure, until
 from camcli.pipeline.job import Job
-from camcli.pipeline.limits import budget_for
+from camcli.pipeline.limits import budget_for, cores
 from camcli.pipeline.load import load
-from camcli.pipeline.prepare import Prepared, cores, torch_threads
+from camcli.pipeline.prepare import Prepared, torch_threads
 from camcli.pipeline.progress import Progress
-from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Failure
 from camcli.render.concepts import colours
 from camcli.results.concepts import Concept, RaisedClass, SampledImage, read_learnt, read_vectors, write_learnt
@@ -57,10 +53,12 @@ def have_concepts(job: Job, ready: Prepared, folder: RunDir, fingerprint: str, p
     kept = None if job.policy.fresh else read_learnt(folder.path)
     if kept and kept.images_sha256 == images and kept.holds(sample, fingerprint, job.policy.check):
         return
-    with _lent(ready) as engines, torch_threads(cores(job.config)):
+    threads = cores(job.config)
+    with _lent(ready) as engines, torch_threads(max(1, threads // len(engines))):
         passes = _Passes(job, ready, engines, progress)
         seen = passes.look(sample)
-        concepts = questions.learn(torch.cat(seen.cells).to(engines[0].device), passes.count)
+        with torch_threads(threads):
+            concepts = questions.learn(torch.cat(seen.activations).to(engines[0].device), passes.count)
         raised = passes.raised(concepts, seen.examined)
     folder.start_over()
     named = _named(concepts, raised, ready.model.labels)
@@ -97,10 +95,13 @@ def _lent(ready: Prepared) -> Iterator[Sequence[Engine]]:
 
 @dataclass(slots=True)
 class _Seen:
-    """Of a sample: the file of each image, the cells [n,C] of each that was read, and some of these to examine."""
+    """Of a sample: the file of each image, activations [n,C] of each that was read, and some of these to examine.
+
+    A row of activations is what the layer has at one location.
+    """
 
     files: list[SampledImage] = field(default_factory=list)
-    cells: list[Tensor] = field(default_factory=list)
+    activations: list[Tensor] = field(default_factory=list)
     examined: list[Loaded] = field(default_factory=list)
 
 
@@ -118,22 +119,22 @@ class _Passes:
 
     def look(self, sample: Sequence[Item]) -> _Seen:
         """Read each image once; raises NoInputsError where none can be read."""
-        read = partial(_read, self.ready.model.preprocess, budget_for(self.config), self.ready.stopwatch)
+        reader = Reader(self.ready.model.preprocess, 0, budget_for(self.config), self.ready.stopwatch)
         threads, size = cores(self.config), self.ready.batch_size
         stop, seen, failures = Stop(lambda: False), _Seen(), list[Failure]()
         self.progress.begin(len(sample), 0, "learning concepts")
-        with closing(load(until(stop, sample), read, threads, lambda: size)) as loaded:
+        with closing(load(until(stop, sample), reader.read, threads, partial(reader.ahead, size))) as loaded:
             for position, one in enumerate(self._asked(questions.cells, loaded, stop)):
                 found = one if isinstance(one, Failure) else _failed(one)
                 seen.files.append(_sampled(one))
                 if found:
                     failures.append(found)
                 elif isinstance(one, Answered) and isinstance(one.answer, Tensor):
-                    seen.cells.append(one.answer)
+                    seen.activations.append(one.answer)
                     if len(seen.examined) * len(sample) <= position * EXAMINED:
                         seen.examined.append(one.loaded)
                 self.progress.advance(None)
-        if not seen.cells:
+        if not seen.activations:
             raise NoInputsError(_nothing(failures))
         return seen
 
@@ -155,16 +156,6 @@ class _Passes:
             found = stages.enter_context(closing(answered(until(stop, batches), engines, self.ready.stopwatch)))
             stages.callback(stop.close)
             yield from found
-
-
-def _read(preprocess: Preprocess, budget: Budget, stopwatch: Stopwatch, item: Item) -> Loaded | Failure:
-    """What the model sees of `item`, of whose own pixels nothing is kept."""
-    source = Source(item.path)
-    try:
-        with stopwatch.timing("decode"), loading(source, preprocess, 0, budget) as image:
-            return Loaded(item, source.state, image)
-    except ItemError as error:
-        return failure(item, error, source.state)
 
 
 def _failed(one: Answered[Tensor]) -> Failure | None:

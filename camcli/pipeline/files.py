@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +11,53 @@ from camcli.errors import CamcliError, ItemError
 from camcli.images.decode import LoadedImage, loading
 from camcli.images.find import Item, root_of
 from camcli.images.memory import Budget
+from camcli.images.preprocess import Preprocess
 from camcli.images.read import Roots, Source, refuse_exhausted
 from camcli.pipeline.flow import Explained, Loaded, Outcome, failure
 from camcli.pipeline.painter import Painter
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Failure, ImageResult
+
+
+class Reader:
+    """Reads items for the model, on any thread, and watches the folders that they are in.
+
+    keep: how many of an image's own pixels stay, as in `loading`. budget: bytes of what is read and decoded.
+    """
+
+    def __init__(self, preprocess: Preprocess, keep: int, budget: Budget, stopwatch: Stopwatch) -> None:
+        self.preprocess = preprocess
+        self.keep = keep
+        self.budget = budget
+        self.stopwatch = stopwatch
+        self._roots = Roots()
+
+    def ahead(self, most: int) -> int:
+        """How many images may be read before they are asked for: `most`, or none where memory is scarce."""
+        return 0 if self.budget.is_scarce else most
+
+    def read(self, item: Item, use: Callable[[Item, LoadedImage], None] = lambda item, image: None) -> Loaded | Failure:
+        """What the model sees of `item`, whose own pixels `use` is given while they are counted as in work.
+
+        Raises InputError when no other image can be read either.
+        """
+        source, root = Source(item.path), root_of(item.id, str(item.path))
+        self._roots.watch(root)
+        try:
+            with (
+                self.stopwatch.timing("decode"),
+                loading(source, self.preprocess, self.keep, self.budget) as image,
+            ):
+                use(item, image)
+                return Loaded(item, source.state, replace(image, image=None))
+        except ItemError as error:
+            self.refuse_gone(error, item.id, str(item.path))
+            return failure(item, error, source.state)
+
+    def refuse_gone(self, error: ItemError, name: str, path: str) -> None:
+        """Raises InputError where the image could not be read because its whole folder is gone."""
+        if error.stage == "read":
+            self._roots.refuse_gone(root_of(name, path))
 
 
 class Files:
@@ -28,31 +70,16 @@ class Files:
     def __init__(self, painter: Painter, budget: Budget, stopwatch: Stopwatch) -> None:
         self.painter = painter
         self.budget = budget
-        self.stopwatch = stopwatch
+        self.reader = Reader(painter.preprocess, painter.keep, budget, stopwatch)
         self._kept: dict[str, LoadedImage] = {}
-        self._roots = Roots()
-
-    def ahead(self, most: int) -> int:
-        """How many images may be read before they are asked for: `most`, or none where memory is scarce."""
-        return 0 if self.budget.is_scarce else most
 
     def read(self, item: Item) -> Loaded | Failure:
         """What the model sees of `item`; raises InputError when no other image can be read either."""
-        source, root = Source(item.path), root_of(item.id, str(item.path))
-        self._roots.watch(root)
-        painter = self.painter
-        try:
-            with (
-                self.stopwatch.timing("decode"),
-                loading(source, painter.preprocess, painter.keep, self.budget) as image,
-            ):
-                if not painter.one_range and self.budget.keep(image.bytes):
-                    self._kept[item.id] = image
-                return Loaded(item, source.state, replace(image, image=None))
-        except ItemError as error:
-            if error.stage == "read":
-                self._roots.refuse_gone(root)
-            return failure(item, error, source.state)
+        return self.reader.read(item, self._keep)
+
+    def _keep(self, item: Item, image: LoadedImage) -> None:
+        if not self.painter.one_range and self.budget.keep(image.bytes):
+            self._kept[item.id] = image
 
     def write(self, one: Explained) -> Outcome:
         """The outcome, once its files are there; what goes wrong fails its image, but CamcliError ends the run."""
@@ -70,8 +97,7 @@ class Files:
         except CamcliError:
             raise
         except ItemError as error:
-            if error.stage == "read":
-                self._roots.refuse_gone(root_of(result.id, result.source))
+            self.reader.refuse_gone(error, result.id, result.source)
             found = error
         except Exception as error:  # encoders raise many kinds, for example for an image too long for its format
             if isinstance(error, OSError):

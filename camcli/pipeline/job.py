@@ -76,7 +76,7 @@ def look_alone_differs(job: Job) -> bool:
     """Whether the folder has records whose numbers are those that this job asks for, and whose overlays are not."""
     policy, run, asked = job.policy, job.earlier(), job.config.model_dump(mode="json")
     told, look = run.manifest, look_of(asked["overlay"])[:SHORT]
-    if policy.fresh or policy.keep_going or job.shard or told.precision is None:
+    if policy.fresh or policy.keep_going or job.shard or told.precision is None or _lacks_concepts(job):
         return False
     if told.status != "running" and set(told.looks) <= {look}:
         return False

@@ -32,6 +32,11 @@ def budget_for(config: RunConfig) -> Budget:
     return Budget(memory - cached_blocks(memory))
 
 
+def cores(config: RunConfig) -> int:
+    """How many cores a run may use."""
+    return config.runtime.threads or usable_cores()
+
+
 def usable_cores(groups_of: Path = _GROUPS_OF, groups: Path = _GROUPS, environ: Mapping[str, str] = os.environ) -> int:
     """At least 1; parts of a core count as one."""
     limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]

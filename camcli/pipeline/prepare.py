@@ -33,9 +33,9 @@ from camcli.models.loaded import LoadedModel
 from camcli.models.source import load_model
 from camcli.pipeline.engines import redo_size
 from camcli.pipeline.faults import device_faults
-from camcli.pipeline.limits import usable_cores
+from camcli.pipeline.limits import cores
 from camcli.pipeline.stopwatch import Stopwatch
-from camcli.results.manifest import Manifest, UsedBackend
+from camcli.results.manifest import Manifest
 from camcli.results.versions import versions
 
 PROBED = 16
@@ -63,11 +63,6 @@ class Prepared:
     def model(self) -> LoadedModel:
         """What they explain."""
         return self.engines[0].model
-
-    @property
-    def told_backend(self) -> UsedBackend:
-        """As the manifest has it."""
-        return UsedBackend(used=self.backend.used, why=self.backend.why)
 
     def start_clock(self) -> None:
         """From now on, each engine's steps are measured, and nothing that was before counts."""
@@ -230,11 +225,6 @@ def _at_once(config: RunConfig, devices: Sequence[torch.device]) -> int:
     if devices[0].type == "cpu" and config.runtime.backend != "compile":
         return max(1, min(cores(config) // len(devices), MOST_ENGINES))
     return GPU_ENGINES if devices[0].type == "cuda" else 1
-
-
-def cores(config: RunConfig) -> int:
-    """How many cores a run may use."""
-    return config.runtime.threads or usable_cores()
 
 
 @contextmanager

@@ -15,29 +15,29 @@ from pydantic import TypeAdapter
 from camcli.config.schema import OverlayConfig, RunConfig
 from camcli.errors import CamcliError, ConfigError, ItemError
 from camcli.images.decode import LoadedImage, loading, pixels
-from camcli.images.find import state_of
+from camcli.images.find import state_of, unchanged
 from camcli.images.geometry import Heat
 from camcli.images.libtiff import quiet_decoders
-from camcli.images.memory import Budget, budget_size, cached_blocks
 from camcli.images.preprocess import Preprocess, seen_of
 from camcli.images.read import Source
 from camcli.pipeline.drawing import draw, drawing_cost, legend_of
 from camcli.pipeline.flow import until
 from camcli.pipeline.interrupt import Interrupt
 from camcli.pipeline.job import Job, look_alone_differs
-from camcli.pipeline.limits import usable_cores, usable_memory
+from camcli.pipeline.limits import budget_for, cores
 from camcli.pipeline.order import in_order
 from camcli.pipeline.progress import Progress, Silent
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Box, Failure, Heatmap, ImageResult
 from camcli.render.caption import top_of
 from camcli.render.overlay import longest
+from camcli.results.claim import CONCEPTS
+from camcli.results.concepts import VECTORS
 from camcli.results.fingerprint import SHORT, look_of
 from camcli.results.ledger import Line, line_for
-from camcli.results.manifest import NOTHING, Manifest, running
+from camcli.results.manifest import Manifest, running
 from camcli.results.report import FailureRecord, ImageRecord, line_of_record, sealed
-from camcli.results.resume import unchanged
-from camcli.results.run import Run, refuse_strange, run_in
+from camcli.results.run import Run, refuse_no_run, refuse_strange, run_in
 from camcli.results.rundir import RunDir
 from camcli.results.storage import fitted
 
@@ -68,10 +68,10 @@ def repaint(
     a run that sees to them; otherwise none of them having maps is an error. Raises CamcliError.
     """
     progress = progress or Silent()
-    with RunDir(out, kind="dff" if run_in(out).concepts else "run") as folder, quiet_decoders():
+    with RunDir(out, kind="dff" if run_in(out).finds_concepts else "run") as folder, quiet_decoders():
         run = run_in(out)  # of its own, since the folder's records change while these are read
         refuse_strange(run)
-        _refuse_no_run(run)
+        _refuse_unknown(run)
         told = _with_look(run.manifest, look)
         order = list(run.ledger.entries)
         todo = {name for name, entry in run.ledger.entries.items() if entry.look != told.look[:SHORT]}
@@ -117,10 +117,16 @@ def _stop(interrupt: Interrupt | None) -> Callable[[], bool]:
     return lambda: bool(interrupt and interrupt.exit_code)
 
 
-def _refuse_no_run(run: Run) -> None:
-    """Raises ConfigError where nothing was explained yet."""
-    if run.manifest == NOTHING or not run.manifest.input:
-        raise ConfigError(f"{run.path}: no run folder of camcli, for there is no run.json in it")
+def _refuse_unknown(run: Run) -> None:
+    """Raises ConfigError where it is not known what maps are to be painted on, and for lost concepts, as what."""
+    refuse_no_run(run)
+    if not run.manifest.input:
+        raise ConfigError(f"{run.path}: its run.json does not say what the model saw of its images")
+    if run.finds_concepts and not run.concepts:
+        raise ConfigError(
+            f"{run.path}: {CONCEPTS} or {VECTORS} is missing or damaged, so the maps cannot be painted; "
+            f"{run.command} into that folder learns the concepts again"
+        )
 
 
 def _with_look(told: Manifest, look: OverlayConfig) -> Manifest:
@@ -142,7 +148,7 @@ def _refuse_no_maps(run: Run, todo: Collection[str]) -> None:
     shown = [record.maps for record in run.records() if record.id in todo and record.heatmaps]
     if shown and not any(shown):
         raise ConfigError(
-            f"{run.path}: keeps no maps to paint from; `camcli run` with another look explains its images again, and "
+            f"{run.path}: keeps no maps to paint from; {run.command} with another look explains its images again, and "
             "a run with --set maps=npz keeps them for the next time"
         )
 
@@ -152,13 +158,12 @@ class _Artist:
 
     def __init__(self, run: Run, folder: RunDir, told: Manifest, look: OverlayConfig) -> None:
         config = RunConfig.model_validate(told.config)
-        memory = budget_size(config.runtime.memory, usable_memory())
         self.run, self.folder, self.look = run, folder, look
         self.short_look = told.look[:SHORT]
         self.report = config.report
         self.preprocess = _preprocess(told.input)
-        self.budget = Budget(memory - cached_blocks(memory))
-        self.threads = config.runtime.threads or usable_cores()
+        self.budget = budget_for(config)
+        self.threads = cores(config)
         self.legend = legend_of(run.concepts)
         self.tops = _tops(run.records()) if look.scale == "run" and not self.legend else {}
 
@@ -170,7 +175,7 @@ class _Artist:
             raise
         except ItemError as error:
             found = error
-        except Exception as error:  # encoders raise many kinds, and so does reading maps that are damaged
+        except Exception as error:  # encoders raise many kinds
             found = ItemError("write", type(error).__name__, str(error))
         return Failure(record.id, record.source, found.stage, found.kind, str(found), record.input)
 
@@ -210,12 +215,18 @@ class _Artist:
             self.folder.write(name, data)
         return line_for(told, line)
 
+    def _heat(self, record: ImageRecord, index: int) -> Heat:
+        try:
+            return self.run.heat(record, index)
+        except ConfigError as error:  # one image's maps, which no other image shares
+            raise ItemError("read", "DamagedMaps", str(error)) from None
+
     def _result(self, record: ImageRecord) -> ImageResult:
         """What was found, with the heat that was kept of it."""
         size = record.width, record.height
         exact, told = seen_of(size, self.preprocess), Box(*record.seen)
         seen = exact if _rounded(exact) == _rounded(told) else told
-        heatmaps = tuple(_heatmap(record, i, self.run.heat(record, i)) for i in range(len(record.heatmaps)))
+        heatmaps = tuple(_heatmap(record, i, self._heat(record, i)) for i in range(len(record.heatmaps)))
         return ImageResult(
             record.id, record.source, size, seen, record.predictions, heatmaps, record.input, record.precision
         )

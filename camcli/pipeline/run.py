@@ -23,7 +23,18 @@ from camcli.pipeline.workers import Task, in_processes
 from camcli.records import SCHEMA_VERSION, RunReport
 from camcli.results import counts
 from camcli.results.fingerprint import SHORT, fingerprint, identity, look_of, same_numbers
-from camcli.results.manifest import NOT_BEGUN, Manifest, Model, Precision, ended, libraries, listing, part, running
+from camcli.results.manifest import (
+    NOT_BEGUN,
+    Manifest,
+    Model,
+    Precision,
+    UsedBackend,
+    ended,
+    libraries,
+    listing,
+    part,
+    running,
+)
 from camcli.results.merge import refuse_another_run
 from camcli.results.resume import Plan, plan, refuse_another_config, refuse_other_names
 from camcli.results.run import refuse_strange
@@ -50,9 +61,10 @@ def perform(
     interrupt: once it has an exit code, the batches that engines are at are finished, and the run ends with that code.
     """
     started, clock, progress = datetime.now(UTC), time.monotonic(), progress or Silent()
+    _refuse_to_keep(job)
     with RunDir(job.out, job.suffix, job.kind) as folder, quiet_decoders():
         if not job.policy.fresh:
-            refuse_strange(folder.earlier)
+            refuse_strange(folder.earlier, "--fresh starts over, and another --out leaves it")
             refuse_other_names(job.out, job.items, folder.ledger)
         ready = prepared or prepare(job.config, job.items, job.offline, _earlier(job, folder), together=bool(job.shard))
         ready.start_clock()
@@ -117,12 +129,21 @@ def _refuse_to_split(job: Job, devices: int) -> None:
         raise ConfigError(f"overlay.scale run compares all images, so it cannot be split {split}")
 
 
+def _refuse_to_keep(job: Job) -> None:
+    """Results of other concepts cannot be kept beside new ones, since a folder has one set; raises ConfigError."""
+    if job.policy.keep_going and job.config.finds_concepts:
+        raise ConfigError(f"{DFF} has one set of concepts for all images, so --keep-going cannot keep other results")
+
+
 def _refuse_to_mix(job: Job, folder: RunDir, settings: Manifest) -> None:
     """Raises ConfigError where what is there may not be kept; `--fresh` deletes it."""
     if job.policy.fresh:
         folder.start_over()
     elif not job.policy.keep_going:
-        refuse_another_config(folder.earlier, settings)
+        keeping = "" if job.config.finds_concepts else "--keep-going keeps them as they are, "
+        refuse_another_config(
+            folder.earlier, settings, f"--fresh starts over, {keeping}and another --out leaves them alone"
+        )
         if job.shard:
             refuse_another_run(job.out, job.shard, settings)
 
@@ -204,7 +225,7 @@ def _settings(job: Job, ready: Prepared, started: datetime) -> Manifest:
         notes=_notes(job, ready),
         device=", ".join(map(str, ready.devices)),
         precision=Precision(**asdict(ready.precision)),
-        backend=ready.told_backend,
+        backend=UsedBackend(used=ready.backend.used, why=ready.backend.why),
         batch_size=ready.batch_size,
         versions=versions(),
     )

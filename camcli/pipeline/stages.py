@@ -17,11 +17,11 @@ from camcli.pipeline.engines import Ask, Engines
 from camcli.pipeline.explain import explain
 from camcli.pipeline.files import Files
 from camcli.pipeline.flow import Record, Stop, until
-from camcli.pipeline.limits import budget_for
+from camcli.pipeline.limits import budget_for, cores
 from camcli.pipeline.load import load
 from camcli.pipeline.paint import in_one_range, paint
 from camcli.pipeline.painter import Painter
-from camcli.pipeline.prepare import Prepared, cores, torch_threads
+from camcli.pipeline.prepare import Prepared, torch_threads
 from camcli.results.concepts import Concept
 from camcli.results.rundir import RunDir
 
@@ -44,7 +44,7 @@ def through_stages(
     painter = Painter(config, ready.engines[0], folder, fingerprint, watch, concepts)
     engines, files = _engines(config, ready, ask), Files(painter, budget_for(config), watch)
     with torch_threads(max(1, threads // len(ready.engines))), ExitStack() as stages:
-        loaded = load(until(stop, items), files.read, threads, partial(files.ahead, size))
+        loaded = load(until(stop, items), files.read, threads, partial(files.reader.ahead, size))
         batches = batch(stages.enter_context(closing(loaded)), size, engines.on_gpu)
         explained = explain(until(stop, stages.enter_context(closing(batches))), engines, watch)
         shown = stages.enter_context(closing(explained))

@@ -26,8 +26,8 @@ from camcli.images.memory import budget_size, keep_freed_memory
 from camcli.pipeline.crash import internal_error
 from camcli.pipeline.flow import Outcome, Record
 from camcli.pipeline.interrupt import signals_held
-from camcli.pipeline.limits import usable_memory
-from camcli.pipeline.prepare import cores, prepare
+from camcli.pipeline.limits import cores, usable_memory
+from camcli.pipeline.prepare import prepare
 from camcli.pipeline.stages import through_stages
 from camcli.pipeline.stopwatch import Step, Stopwatch
 from camcli.results.rundir import RunDir

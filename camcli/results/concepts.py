@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from camcli.images.find import Item
+from camcli.images.find import Check, Item, unchanged
 from camcli.records import FileState
 from camcli.results import storage
 from camcli.results.claim import CONCEPTS
-from camcli.results.resume import Check, unchanged
-from camcli.results.rundir import RunDir
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from camcli.results.rundir import RunDir
 
 VECTORS = "concepts.npz"
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from camcli.results.ledger import line_of
-from camcli.results.report import ImageRecord, parse
-from camcli.results.run import Run, results_file
+from camcli.results.report import ImageRecord
+from camcli.results.run import Run
 
 MOST = 5
 BELOW = 0.5
@@ -27,10 +26,5 @@ def doubts(run: Run, ids: Collection[str]) -> list[Doubt]:
     entries = run.ledger.entries
     unsure = [e for name in ids if (e := entries.get(name)) and e.done and e.likeliest < BELOW]
     worst = sorted(unsure, key=lambda entry: entry.likeliest)[:MOST]
-    if not worst:
-        return []
-    with results_file(run.path, run.suffix).open("rb") as file:
-        found = [parse(line_of(file, entry)) for entry in worst]
-    return [
-        Doubt(r.id, r.predictions[0].label, r.predictions[0].probability) for r in found if isinstance(r, ImageRecord)
-    ]
+    found = (record for record in run.read(worst) if isinstance(record, ImageRecord))
+    return [Doubt(record.id, record.predictions[0].label, record.predictions[0].probability) for record in found]

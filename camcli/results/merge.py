@@ -19,6 +19,8 @@ from camcli.results.shard import Shard
 
 _SUMMED = ("failures", "without_evidence", "fingerprints", "looks", "resumed", "counts", "profile", "precisions")
 
+_APART = "move run.json and results.jsonl elsewhere, and merge again"
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -46,7 +48,7 @@ def merge(out: Path) -> Manifest:
         for run in (folder.earlier, *(part.run for part in parts)):
             refuse_strange(run)
         _check_alike(out, parts)
-        refuse_another_config(folder.earlier, parts[0].run.manifest)
+        refuse_another_config(folder.earlier, parts[0].run.manifest, _APART)
         folder.replace_results(_lines(parts))
         joined = _joined([part.run.manifest for part in parts])
         folder.write_manifest(joined)

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from camcli.errors import ConfigError
-from camcli.images.find import Item, common_root, root_of, roots_of, state_of
-from camcli.records import FileState
+from camcli.images.find import Check, Item, common_root, root_of, roots_of, unchanged
 from camcli.results.fingerprint import differences
 from camcli.results.ledger import Entry, Ledger
 from camcli.results.manifest import Manifest
 from camcli.results.run import Run
 from camcli.results.tolerance import Tolerance
 
-Check = Literal["stat", "hash"]
 Verdict = Literal["done", "failed", "missing", "changed", "damaged"]
 
 
@@ -77,17 +75,6 @@ def verdict(item: Item, entry: Entry | None, out: Path, check: Check) -> Verdict
     return "done" if all(_size(os.path.join(out, name)) == size for name, size in entry.files.items()) else "damaged"
 
 
-def unchanged(before: FileState | None, path: Path, check: Check = "stat") -> bool:
-    """Whether the file at `path` is what it was, None standing for no file that could be read."""
-    by_hash = check == "hash" and before is not None and before.sha256 is not None
-    now = state_of(path, with_hash=by_hash)
-    if before is None or now is None:
-        return before is now
-    if by_hash:
-        return before.sha256 == now.sha256
-    return (before.bytes, before.mtime_ns) == (now.bytes, now.mtime_ns)
-
-
 def _size(path: str) -> int | None:
     try:
         return os.stat(path).st_size
@@ -142,11 +129,11 @@ def _advice(items: Sequence[Item], ledger: Ledger) -> str:
     )
 
 
-def refuse_another_config(earlier: Run, settings: Manifest) -> None:
+def refuse_another_config(earlier: Run, settings: Manifest, step: str) -> None:
     """Raises ConfigError when `earlier` has records of another fingerprint than those of `settings`.
 
     In a part of a run they may have no other look either, which all parts have in common; elsewhere that is no reason,
-    since those images are painted or explained again.
+    since those images are painted or explained again. step: what to do about it.
     """
     counted = 2 if settings.shard else 1
     entries = earlier.ledger.entries.values()
@@ -157,6 +144,5 @@ def refuse_another_config(earlier: Run, settings: Manifest) -> None:
     changes = differences(before, settings.identity) if before else []
     what = "".join(f"\n  {line}" for line in changes) or " another config"
     raise ConfigError(
-        f"{earlier.path}: holds {len(others)} results that were made with{':' if changes else ''}{what}\n"
-        "--fresh starts over, --keep-going keeps them as they are, and another --out leaves them alone"
+        f"{earlier.path}: holds {len(others)} results that were made with{':' if changes else ''}{what}\n{step}"
     )

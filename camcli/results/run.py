@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 from camcli.config.schema import DFF
 from camcli.errors import ConfigError
 from camcli.results.claim import parts_in
+from camcli.results.concepts import Concept, read_learnt
 from camcli.results.ledger import Entry, Ledger, line_of, read_ledger
 from camcli.results.manifest import NOTHING, Manifest, read_manifest
-from camcli.results.report import FailureRecord, ImageRecord, parse
+from camcli.results.report import FailureRecord, HeatmapRecord, ImageRecord, parse
 from camcli.results.rows import Row, columns, rows_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from camcli.results.concepts import Concept
-
 # NumPy parses headers with `ast`, which before Python 3.12 fails now and then where several threads do
 # (https://github.com/python/cpython/issues/106905).
 _ONE_HEADER_AT_A_TIME = threading.Lock()
+
+_AGAIN = "--fresh starts over when it is run again, and the camcli that wrote it can read it"
 
 
 def results_file(path: Path, suffix: str = "") -> Path:
@@ -87,11 +88,19 @@ class Run:
         return rows_of(self.read(self.ledger.entries.values()))
 
     @property
+    def finds_concepts(self) -> bool:
+        """Whether it was to find what the images share, by `camcli dff`."""
+        return self.manifest.config.get("methods") == [DFF]
+
+    @property
+    def command(self) -> str:
+        """The command that goes on with it, for messages."""
+        return "`camcli dff`" if self.finds_concepts else "`camcli run`"
+
+    @property
     def concepts(self) -> tuple[Concept, ...]:
         """What the images share, in a run that found that; the heatmaps' `concept.index` counts them."""
-        from camcli.results.concepts import read_learnt
-
-        found = read_learnt(self.path) if self.manifest.config.get("methods") == [DFF] else None
+        found = read_learnt(self.path) if self.finds_concepts else None
         return found.concepts if found else ()
 
     def overlay(self, record: ImageRecord, index: int = 0) -> Path:
@@ -99,19 +108,23 @@ class Run:
         return self.path / record.heatmaps[index].overlay
 
     def heat(self, record: ImageRecord, index: int = 0) -> NDArray[np.float32]:
-        """float32 [h,w] of one of a record's heatmaps, 0..1 or -1..1; raises ConfigError where no maps were kept."""
+        """float32 [h,w] of one of a record's heatmaps, 0..1 or -1..1.
+
+        Raises ConfigError where no maps were kept, and for a file that is gone or damaged.
+        """
         if not record.maps:
             raise ConfigError(f"{self.path}: keeps no maps; run it with --set maps=npz")
-        heatmap, names = record.heatmaps[index], record.maps
-        if names[0].endswith(".npz"):
-            import numpy as np
-
-            with _ONE_HEADER_AT_A_TIME, np.load(self.path / names[0]) as arrays:
-                of = heatmap.target or heatmap.concept
-                target = f".{of.index}" if of else ""
-                found: NDArray[np.float32] = arrays[heatmap.method + target]
-                return found
-        return _from_png(self.path / names[index], heatmap.signed)
+        heatmap, packed = record.heatmaps[index], record.maps[0].endswith(".npz")
+        file = self.path / record.maps[0 if packed else index]
+        try:
+            found = _from_npz(file, heatmap) if packed else _from_png(file, heatmap.signed)
+            if found.ndim != 2:
+                raise ValueError(f"a map of {found.ndim} dimensions")
+        except Exception as error:  # NumPy and Pillow raise many kinds for a file that is damaged
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            step = "delete it, and the same run makes it anew"
+            raise ConfigError(f"{file}: the map cannot be read: {reason}; {step}") from None
+        return found
 
     def to_pandas(self) -> Any:
         """`rows` as a DataFrame; needs pandas."""
@@ -135,19 +148,34 @@ def open_run(out: str | Path) -> Run:
     """The run in the folder `out`; raises ConfigError where it is none, or one that this camcli cannot read."""
     path = Path(out)
     run = Run(path, read_manifest(path))
-    if run.manifest == NOTHING:
-        step = "; `camcli merge` joins the parts that are there" if parts_in(path) else ""
-        raise ConfigError(f"{path}: no run folder of camcli, for there is no run.json in it{step}")
+    refuse_no_run(run)
     refuse_strange(run)
     return run
 
 
-def refuse_strange(run: Run) -> None:
-    """Raises ConfigError when there is something in the results that this camcli cannot read and would lose."""
+def refuse_no_run(run: Run) -> None:
+    """Raises ConfigError where there is no run.json."""
+    if run.manifest == NOTHING:
+        step = "; `camcli merge` joins the parts that are there" if parts_in(run.path) else ""
+        raise ConfigError(f"{run.path}: no run folder of camcli, for there is no run.json in it{step}")
+
+
+def refuse_strange(run: Run, step: str = _AGAIN) -> None:
+    """Raises ConfigError when there is something in the results that this camcli cannot read and would lose.
+
+    step: what to do about it.
+    """
     if run.strange:
-        raise ConfigError(
-            f"{run.path}: its results hold {run.strange}; --fresh starts over, and another --out leaves it"
-        )
+        raise ConfigError(f"{run.path}: its results hold {run.strange}; {step}")
+
+
+def _from_npz(path: Path, heatmap: HeatmapRecord) -> NDArray[np.float32]:
+    import numpy as np
+
+    of = heatmap.target or heatmap.concept
+    with path.open("rb") as file, _ONE_HEADER_AT_A_TIME, np.load(file) as arrays:
+        found: NDArray[np.float32] = arrays[f"{heatmap.method}.{of.index}" if of else heatmap.method]
+        return found
 
 
 def _from_png(path: Path, signed: bool) -> NDArray[np.float32]:

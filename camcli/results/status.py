@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from camcli.errors import CamcliError, ConfigError
-from camcli.images.find import Item, discover
+from camcli.errors import CamcliError
+from camcli.images.find import Check, Item, discover
 from camcli.images.formats import EXTENSIONS
 from camcli.results.claim import lock_file
 from camcli.results.counts import failures, without_evidence
@@ -18,8 +18,8 @@ from camcli.results.ledger import Ledger
 from camcli.results.lock import is_held
 from camcli.results.manifest import NOTHING, Inputs
 from camcli.results.merge import shards_in
-from camcli.results.resume import Check, vanished, verdict
-from camcli.results.run import Run, refuse_strange, run_in
+from camcli.results.resume import vanished, verdict
+from camcli.results.run import Run, refuse_no_run, refuse_strange, run_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def _runs(out: Path) -> list[Run]:
         return [whole]
     found = [run_in(out, shard.suffix) for shard in shards_in(out)]
     if not found:
-        raise ConfigError(f"{out}: no run folder of camcli, for there is no run.json in it")
+        refuse_no_run(whole)
     return found
 
 

@@ -41,7 +41,7 @@ def build(out: Path, linked: bool = False, advance: Callable[[int], None] = lamb
     before: list[Stamps] = _before(store)
     stamps = {name: stamp(entry, f"{LAYOUT} {linked}") for name, entry in run.ledger.entries.items()}
     if not stamps:
-        raise ConfigError(f"{out}: no image was explained yet, so there is nothing to show; `camcli run` first")
+        raise ConfigError(f"{out}: no image was explained yet, so there is nothing to show; {run.command} first")
     chunks, stale = arranged(before, stamps)
     rows = _known_rows(store, len(chunks))
     lost = [place for place, chunk in enumerate(chunks) if len(rows[place]) != len(chunk)]

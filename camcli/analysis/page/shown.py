@@ -11,7 +11,7 @@ from camcli.analysis.page.heat import packed
 from camcli.analysis.page.rows import key_of, row_of
 from camcli.analysis.page.store import FOLDER, Store, link
 from camcli.errors import CamcliError
-from camcli.images.find import state_of
+from camcli.images.find import unchanged
 from camcli.results.report import FailureRecord, ImageRecord
 from camcli.results.run import Run
 
@@ -56,11 +56,8 @@ class Shower:
 
     def _source(self, record: ImageRecord | FailureRecord) -> Path | None:
         """The file that was explained; None where it is another one by now."""
-        path, file = Path(record.source), record.input
-        if file is None or not path.is_file():
-            return None
-        now = state_of(path, with_hash=False)
-        return path if now and (now.bytes, now.mtime_ns) == (file.bytes, file.mtime_ns) else None
+        path = Path(record.source)
+        return path if record.input and path.is_file() and unchanged(record.input, path) else None
 
     def _thumb(self, record: ImageRecord, name: str, source: Path | None) -> tuple[str, int]:
         """The name of the thumbnail and how many tiles it has; the first is the image, where it can be had."""
@@ -93,5 +90,5 @@ class Shower:
             return None
         try:
             return packed(self.run.heat(record, index), record.heatmaps[index].signed)
-        except (CamcliError, OSError, ValueError, KeyError):
+        except CamcliError:
             return None

@@ -14,7 +14,7 @@ from camcli.analysis.page.build import BUNDLE, pages
 from camcli.analysis.page.store import Store, chunk_text
 from camcli.analysis.page.summary import Row, overview
 from camcli.analysis.page.template import single
-from camcli.analysis.page.thumbs import webp
+from camcli.analysis.page.thumbs import UNREADABLE, webp
 from camcli.errors import ConfigError
 from camcli.results import storage
 from camcli.results.run import open_run
@@ -99,6 +99,6 @@ def _embedded(out: Path, address: str, side: int | None) -> str | None:
             with Image.open(path) as image:
                 image.thumbnail((side, side))
                 data = webp(image.convert("RGB"), 75)
-    except (OSError, ValueError, SyntaxError):
+    except UNREADABLE:
         return None
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}"

@@ -14,7 +14,7 @@ from camcli.images.decode import decode
 SIDE = 224
 LARGE = 1280
 COPIED_BYTES = 400_000
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 SHOWN_BY_BROWSERS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
 LARGE_KINDS = tuple(SHOWN_BY_BROWSERS.values())
 
@@ -45,7 +45,7 @@ def _opened(path: Path) -> Image.Image | None:
     try:
         with Image.open(path, formats=list(SHOWN_BY_BROWSERS)) as image:
             return _shrunk(image)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 
@@ -55,7 +55,7 @@ def small(path: Path) -> Image.Image | None:
         with Image.open(path, formats=["JPEG"]) as image:
             if image.mode in ("RGB", "L"):
                 return ImageOps.exif_transpose(_shrunk(image))
-    except _UNREADABLE:
+    except UNREADABLE:
         pass
     whole = _decoded(path)
     return _shrunk(whole) if whole else None
@@ -87,7 +87,7 @@ def _copied(path: Path) -> str:
         with Image.open(path, formats=list(SHOWN_BY_BROWSERS)) as image:
             shown = path.stat().st_size <= COPIED_BYTES and image.mode in ("RGB", "RGBA", "L", "P")
             return SHOWN_BY_BROWSERS.get(image.format or "", "") if shown else ""
-    except _UNREADABLE:
+    except UNREADABLE:
         return ""
 
 
