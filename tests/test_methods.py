@@ -127,6 +127,17 @@ def test_a_batch_gives_what_its_images_give_one_by_one(name: str) -> None:
         assert whole.raw_max == pytest.approx(alone.raw_max, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if {"tail", "scores", "pixels"} & {*METHODS.get(n).needs}])
+def test_a_chunk_changes_speed_and_memory_alone(name: str) -> None:
+    def explained(chunk: int) -> list[tuple[Heatmap, ...]]:
+        engine = engine_for(name)
+        engine.chunk = chunk
+        return heatmaps(engine, pixels(2), [1])
+
+    for [a], [b] in zip(explained(3), explained(4), strict=True):
+        assert np.abs(a.heat - b.heat).max() < (1e-3 if name in SEARCHED else 1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_map_of_a_target_does_not_change_with_the_others_asked(name: str) -> None:
     engine = engine_for(name)

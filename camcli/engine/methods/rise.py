@@ -49,12 +49,16 @@ def _all_maps(batch: Batch, options: RandomMasks) -> Tensor:
 
 
 def random_masks(size: Sequence[int], options: RandomMasks, chunk: int) -> Iterator[Tensor]:
-    """[n,H,W] in 0..1, at most `chunk` at a time: enlarged random grids, shifted by less than a cell."""
+    """[n,H,W] in 0..1, at most `chunk` at a time: enlarged random grids, shifted by less than a cell.
+
+    All that is random is drawn before the first chunk, so that the masks are the same for every `chunk`.
+    """
     generator, (height, width), side = torch.Generator().manual_seed(0), size, options.grid
     cells = -(-height // side), -(-width // side)
-    for first in range(0, options.masks, chunk):
-        count = min(chunk, options.masks - first)
-        grids = (torch.rand(count, 1, side, side, generator=generator) < options.keep).float()
-        large = F.interpolate(grids, [(side + 1) * cell for cell in cells], mode="bilinear", align_corners=False)[:, 0]
-        tops, lefts = (torch.randint(0, cell, (count,), generator=generator).tolist() for cell in cells)
-        yield torch.stack([one[y : y + height, x : x + width] for one, y, x in zip(large, tops, lefts, strict=True)])
+    grids = (torch.rand(options.masks, 1, side, side, generator=generator) < options.keep).float()
+    tops, lefts = (torch.randint(0, cell, (options.masks,), generator=generator) for cell in cells)
+    large = [(side + 1) * cell for cell in cells]
+    for some, y, x in zip(*(torch.split(drawn, chunk) for drawn in (grids, tops, lefts)), strict=True):
+        enlarged = F.interpolate(some, large, mode="bilinear", align_corners=False)[:, 0]
+        corners = zip(enlarged, y.tolist(), x.tolist(), strict=True)
+        yield torch.stack([one[top : top + height, left : left + width] for one, top, left in corners])
