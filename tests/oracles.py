@@ -142,6 +142,16 @@ def ablation(module: nn.Module, path: str, reshape: Reshape, x: Tensor, target: 
     return total
 
 
+def strong_features(maps: Tensor, deviations: float = 2.0) -> Tensor:
+    """[B,h,w] FEM from activations [B,C,h,w]: at each location the means of the channels that are strong there."""
+    total = torch.zeros(len(maps), *maps.shape[2:])
+    for b, c in np.ndindex(*maps.shape[:2]):
+        channel = maps[b, c].numpy().astype(np.float64)
+        for y, x in np.argwhere(channel > channel.mean() + deviations * channel.std()):
+            total[b, y, x] += float(channel.mean())
+    return total
+
+
 def score_cam(
     module: nn.Module,
     maps: Tensor,

@@ -117,6 +117,9 @@ def reference(case: Case, name: str) -> tuple[Array, str]:
     module, path, x = case.module, case.net.path, case.x
     if name == "ablationcam" and (case.net.name not in RELU_ONLY):
         return oracles.ablation(module, path, case.maps_of, x, case.target).numpy(), "="
+    if name == "fem":
+        [maps] = oracles.outputs(module, path, x)
+        return oracles.shown(oracles.strong_features(case.maps_of(maps)), case.net.side), "="
     if name == "reciprocam":
         about = module, path, case.maps_of, x, case.target, case.net.kind == "tokens"
         return oracles.shown(oracles.lone_locations(*about), case.net.side), "="

@@ -18,9 +18,9 @@ from tests.nets import Net, inputs
 from tests.parity import Case, agreement
 
 NAIVE = {
-    "squeezenet1_0": ("gradcam++", "smooth-gradcam++"),
-    "swin_t": ("gradcam++", "smooth-gradcam++", "shapleycam"),
-    "vit_b_16": ("gradcam++", "smooth-gradcam++", "shapleycam"),
+    "squeezenet1_0": ("fem", "gradcam++", "smooth-gradcam++"),
+    "swin_t": ("fem", "gradcam++", "smooth-gradcam++", "shapleycam"),
+    "vit_b_16": ("fem", "gradcam++", "smooth-gradcam++", "shapleycam"),
 }
 FROM_BACKWARDS = [
     name for name, method in METHODS.items() if "gradients" in method.needs and method.resolution == "layer"
@@ -66,6 +66,18 @@ def test_maps_are_those_of_the_reference_package(net: str, method: str) -> None:
     figure, mark = agreement(case_of(net), method)
     assert figure > 0.9999
     assert mark == ("=" if method in NAIVE[net] else "")
+
+
+def test_the_package_weighs_activations_by_shares_where_fem_adds_up_means_of_strong_channels() -> None:
+    case = case_of("squeezenet1_0")
+    [maps] = oracles.outputs(case.module, case.net.path, case.x)
+    theirs = peers.grad_cam("fem", case.module, case.net.path, case.x, case.target)
+    paper = oracles.shown(oracles.strong_features(maps), case.net.side)
+    means, deviations = maps.mean((2, 3), keepdim=True), maps.std((2, 3), correction=0, keepdim=True)
+    shares = (maps > means + 2 * deviations).float().mean((2, 3), keepdim=True)
+    weighed = oracles.shown((shares * maps).sum(1), case.net.side)
+    assert min(oracles.correlation(a, b) for a, b in zip(weighed, theirs, strict=True)) > 0.9999
+    assert max(oracles.correlation(a, b) for a, b in zip(paper, theirs, strict=True)) < 0.99
 
 
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.SiLU()])

@@ -78,7 +78,9 @@ class Deviations(Section):
     good_for="rare strong features, no class",
 )
 def fem(view: LayerView, options: Deviations) -> Tensor:
-    """A_c times the share of its locations above mean_hw(A_c) + k std_hw(A_c); of no class."""
-    a = view.activations
-    spread, mean = torch.std_mean(a, dim=(2, 3), correction=0, keepdim=True)
-    return (a > mean + options.deviations * spread).float().mean(dim=(2, 3), keepdim=True) * a
+    """mean_hw(A_c) where A_c is above mean_hw(A_c) + k std_hw(A_c), and 0 elsewhere; of no class.
+
+    The package grad-cam multiplies A_c by the share of such locations instead.
+    """
+    spread, mean = torch.std_mean(view.activations, dim=(2, 3), correction=0, keepdim=True)
+    return mean * (view.activations > mean + options.deviations * spread)
