@@ -22,6 +22,7 @@ from camcli.demo.scenes import scene
 from camcli.engine.engine import Engine, Explanation
 from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
 from camcli.engine.methods import METHODS, Batch, LayerView
+from camcli.engine.methods.gradient import Similar, finer_weights
 from camcli.engine.methods.table import listed, markdown
 from camcli.engine.targets import Target, likeliest
 from camcli.errors import ItemError, MethodError
@@ -285,6 +286,22 @@ def test_contrast_explains_the_difference_of_two_logits(name: str) -> None:
     assert contrast.against is not None
     assert contrast.against.label == "class_3"
     assert np.abs(contrast.heat - direct.heat).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("asked", "rivals"),
+    [([1.0, -1], []), ([1.0, 0], [1]), ([1.0, -1, 0], [2]), ([1.0, 0, 0], [1, 2]), ([1.0, 0, 0, 0, 0], [1, 2, 4])],
+    ids=["all of two classes", "one of two", "two of three", "one of three", "one of five"],
+)
+def test_finer_cam_tells_the_asked_classes_from_others_alone(asked: list[float], rivals: list[int]) -> None:
+    """The score is y - sum_k q_k y_k over the rivals k alone, whatever the batch asks beside it."""
+    logits = torch.tensor([[2.0, 1.5, 0.5, -9.0, 1.0][: len(asked)]]).requires_grad_()
+    others = logits[0, rivals]
+    wanted = torch.tensor(asked) - torch.autograd.grad((others.softmax(0) * others).sum() + 0 * logits.sum(), logits)[0]
+    for beside in ([0.0] * len(asked), [0.0, 1] + [0.0] * (len(asked) - 2), [-1.0, 1] + [0.0] * (len(asked) - 2)):
+        about = logits.detach().expand(2, -1), torch.tensor([asked, beside]), nn.Identity(), nn.Identity()
+        found = finer_weights(Batch(torch.zeros(2, 3, 1, 1), *about), Similar(strength=1))
+        assert torch.allclose(found[:1], wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)

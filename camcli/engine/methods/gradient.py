@@ -164,9 +164,9 @@ def finer_weights(batch: Batch, options: Similar) -> Tensor:
     """[B,K]: the gradient of FinerCAM's score by the logits; rows that ask nothing are zero."""
     logits, asked = batch.logits, batch.target_weights
     distance = (logits - batch.scores[:, None]).abs().masked_fill(asked != 0, torch.inf)
-    nearest = distance.argsort(dim=1, stable=True)[:, : min(options.similar, logits.shape[1] - 1)]
-    near = logits.gather(1, nearest)
-    share = near.softmax(dim=1)
+    nearest = distance.argsort(dim=1, stable=True)[:, : options.similar]
+    near, own = logits.gather(1, nearest), asked.gather(1, nearest) != 0
+    share = near.masked_fill(own, -torch.inf).softmax(dim=1).masked_fill(own, 0)
     slope = share * (1 + near - (share * near).sum(dim=1, keepdim=True))
     others = torch.zeros_like(logits).scatter(1, nearest, slope)
     return asked - options.strength * others * asked.any(dim=1, keepdim=True)
