@@ -135,7 +135,7 @@ class Engine:
 
     def _refuse_unsmoothable(self) -> None:
         for method in self.methods:
-            if self.smoothing == "eigen" and method.resolution == "pixel":
+            if self.smoothing == "eigen" and not method.contributions:
                 raise MethodError(f"smoothing: eigen needs channel contributions, which {method.name!r} has not")
 
     def explain(self, pixels: Tensor, choose: Chooser, count: int | None = None) -> list[Explanation | ItemError]:

@@ -54,6 +54,7 @@ class Kernel(Section):
     class_specific=False,
     options=Kernel,
     good_for="what stands out, with curves",
+    contributions=False,
 )
 def kpcacam(view: LayerView, options: Kernel) -> Tensor:
     """First principal component of the locations' vectors A under the kernel tanh(gamma x·y + 1); of no class."""

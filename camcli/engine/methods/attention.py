@@ -33,6 +33,7 @@ class Layers:
     "https://arxiv.org/abs/2005.00928",
     class_specific=False,
     good_for="where a ViT gathers information",
+    contributions=False,
 )
 def attention_rollout(view: LayerView) -> Tensor:
     """The class token's row of the product over layers of (mean_heads(A) + 1) / 2: the same for every class."""
@@ -54,6 +55,7 @@ def _rollout(layers: Layers) -> Tensor:
     "1 forward and backward",
     "https://arxiv.org/abs/2103.15679",
     good_for="one class in a ViT",
+    contributions=False,
 )
 def attention_gradient(view: LayerView) -> Tensor:
     """The class token's row of R, from 1 by R += mean_heads(relu(g A)) R at each layer, g the score's gradient by A."""

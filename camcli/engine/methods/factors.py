@@ -43,6 +43,7 @@ DFF = Method(
     class_specific=False,
     good_for="concepts that a folder shares",
     options=Factors,
+    contributions=False,
 )
 
 

@@ -190,6 +190,7 @@ def _mosaic_terms(view: LayerView, raw: Tensor) -> Tensor:
     terms=_mosaic_terms,
     options=Mosaic,
     good_for="no gradients, CNN or ViT",
+    contributions=False,
 )
 def reciprocam(view: LayerView, options: Mosaic) -> Tensor:
     """score with one location of A alone, all others zero, above the lowest such score; class tokens stay.

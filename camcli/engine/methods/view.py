@@ -222,6 +222,8 @@ class Method:
         summands; None where nothing is known of them.
     options: the model of what the method can be told in a config, each field with a default; None: nothing.
     good_for: when to choose it, in at most five words.
+    contributions: whether its raw maps are channel contributions, or the first component of some; what a
+        `smoothing: eigen` is made of.
     """
 
     name: str
@@ -236,6 +238,7 @@ class Method:
     terms: Terms | None = None
     options: type[BaseModel] | None = None
     good_for: str = ""
+    contributions: bool = True
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -250,10 +253,12 @@ def layer_method(
     terms: LayerTerms | None = None,
     options: type[BaseModel] | None = None,
     good_for: str = "",
+    contributions: bool = True,
 ) -> Callable[[LayerCompute], LayerCompute]:
     """Registers a function from the view of a layer to raw maps; terms: from the view and its raw maps to terms.
 
     options: a pydantic model, each field with a default, an instance of which the function gets as a second argument.
+    contributions: False where the raw maps are neither channel contributions nor their first component.
     """
 
     def decorate(compute: LayerCompute) -> LayerCompute:
@@ -264,7 +269,7 @@ def layer_method(
             return [terms(view, raw) if terms else _parted(raw) for view, raw in zip(views, raws, strict=True)]
 
         about = name, each, needs, cost, paper, "layer", False, _formula(compute), class_specific
-        METHODS.add(name, Method(*about, all_terms, options, good_for))  # type: ignore[arg-type]
+        METHODS.add(name, Method(*about, all_terms, options, good_for, contributions))  # type: ignore[arg-type]
         return compute
 
     return decorate
