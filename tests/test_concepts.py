@@ -113,6 +113,21 @@ def test_the_command_finds_concepts_that_raise_the_shapes(camcli: Camcli, tmp_pa
         assert tinted.any() == (max(means) > 0.01)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("-s", "layer=[layer3, layer4]"), "layer gives layer3, layer4: set layer to one of them"),
+        (("-s", "methods=dff", "-s", "smoothing=aug"), "set smoothing to none"),
+        (("-s", "methods=dff", "-s", "smoothing=eigen"), "'dff' has not"),
+    ],
+)
+def test_what_dff_would_pass_over_is_refused(camcli: Camcli, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    command = "run" if "methods=dff" in words else "dff"
+    ended = camcli(command, SHAPES, "--out", tmp_path / "out", *words)
+    assert ended.code == 2
+    assert told in ended.err
+
+
 def test_cells_keep_the_order_of_rows_and_lose_what_is_negative() -> None:
     pixels = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     model = loaded(RedDetector())

@@ -17,7 +17,7 @@ from camcli.engine.methods.factors import DFF, concepts_of, weights_of
 from camcli.engine.methods.maps import NOTHING, REASONS
 from camcli.engine.methods.view import LayerView
 from camcli.engine.targets import Chooser
-from camcli.errors import ItemError
+from camcli.errors import ItemError, MethodError
 from camcli.records import Heatmap
 
 TINY = 1e-12
@@ -42,6 +42,21 @@ def learn(cells: Tensor, count: int) -> Concepts:
     """`count` concepts of non-negative cells [n,C], and the largest weight that each has there."""
     vectors = concepts_of(cells, count)
     return Concepts(vectors, weights_of(cells, vectors).amax(dim=0))
+
+
+def factorising(engine: Engine) -> Engine:
+    """This engine for the passes below, none of which asks a method for maps.
+
+    Raises MethodError unless it reads one place of the network, without smoothing.
+    """
+    if len(engine.taps) > 1:
+        names = ", ".join(tap.path for tap in engine.taps)
+        raise MethodError(
+            f"{DFF.name} reads one place of the network, and layer gives {names}: set layer to one of them"
+        )
+    if engine.smoothing != "none":
+        raise MethodError(f"{DFF.name} cannot be smoothed: set smoothing to none")
+    return engine.running([])
 
 
 def cells(engine: Engine, pixels: Tensor, choose: Chooser, count: int | None = None) -> list[Tensor | ItemError]:
@@ -105,7 +120,7 @@ def _weights(concepts: Concepts, view: LayerView) -> Tensor:
 
 def _view(engine: Engine, done: Pass) -> LayerView:
     """The batch at the target layer, where nobody asks for a class."""
-    _, [view, *_] = engine.views(done, torch.zeros_like(done.logits))
+    _, [view] = engine.views(done, torch.zeros_like(done.logits))
     return view
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from camcli.config.schema import RunConfig
 from camcli.engine.backend import Trial, Used, choose_backend, resume_backend
 from camcli.engine.batch_size import even_batches, find_batch_size
+from camcli.engine.concepts import factorising
 from camcli.engine.engine import Engine
 from camcli.engine.layers import Candidate, TargetLayer, list_candidates, resolve_cached
 from camcli.engine.methods import METHODS, methods_of
@@ -137,10 +138,8 @@ def _engine(config: RunConfig, device: torch.device, offline: bool) -> tuple[Eng
     model = _model(config, offline)
     chooser(config.targets, model.labels)  # raises before layers are searched
     layers = resolve_layers(model, config)
-    if config.finds_concepts:
-        layers = layers[:1]
     engine = Engine(model, layers, methods, device, "fp32", config.options, config.smoothing)
-    return engine.running([]) if config.finds_concepts else engine, layers
+    return factorising(engine) if config.finds_concepts else engine, layers
 
 
 def _model(config: RunConfig, offline: bool) -> LoadedModel:
