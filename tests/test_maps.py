@@ -146,7 +146,7 @@ def test_a_map_that_drowns_in_the_rounding_of_its_summands_is_empty(precision: P
     assert [other.reason for other in others] == ["", "", ""]
 
 
-def test_channel_weights_that_are_rounding_alone_make_an_empty_grad_cam() -> None:
+def test_channel_weights_that_are_rounding_alone_make_an_empty_map() -> None:
     """An instance norm takes the mean of each channel away, and with it the mean of each channel's gradient."""
 
     class Centred(Stream):
@@ -156,10 +156,13 @@ def test_channel_weights_that_are_rounding_alone_make_an_empty_grad_cam() -> Non
             logits: Tensor = self.head(self.mix(x).relu().mean((1, 2)))
             return logits
 
-    methods = [METHODS.get(name) for name in ("gradcam", "layercam")]
+    methods = [METHODS.get(name) for name in ("gradcam", "finercam", "shapleycam", "layercam")]
     engine = Engine(loaded(Centred(), classes=CLASSES), [layer_of("stream")], methods)
-    [[drowned, other]] = heatmaps(engine, pixels(1), [1])
-    assert (drowned.empty, "rounding" in drowned.reason, other.empty) == (True, True, False)
+    [[*drowned, other]] = heatmaps(engine, pixels(1), [1])
+    assert [(one.method, one.empty, "rounding" in one.reason) for one in drowned] == [
+        (method.name, True, True) for method in methods[:3]
+    ]
+    assert not other.empty
 
 
 def test_a_component_of_equal_cells_is_empty() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -261,6 +262,28 @@ def test_three_methods_cost_one_forward_and_one_backward(monkeypatch: pytest.Mon
     engine.module.register_forward_hook(lambda *_: forwards.append(1))
     [three] = heatmaps(engine, pixels(1), [1])
     assert (len(three), len(forwards), len(backwards)) == (3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"),
+    [("finercam", (1, 1)), ("smooth-gradcam++", (3, 2))],
+)
+def test_several_layers_share_every_pass(name: str, passes: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, counted, grad = small(), Counter[str](), torch.autograd.grad
+    layers = [LAST, layer_of("conv2")]
+    merged, *alone = [Engine(model, where, [METHODS.get(name)], options=CHEAP) for where in (layers, *zip(layers))]
+    raws = [
+        engine.methods[0].compute(*engine.views(engine.forward(engine.normalise(pixels(1))), target_weights(1)))
+        for engine in alone
+    ]
+    model.module.register_forward_hook(lambda *_: counted.update(forward=1))
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: counted.update(backward=1) or grad(*a, **k))
+    heatmaps(merged, pixels(1), [1])
+    assert (counted["forward"], counted["backward"]) == passes
+    done = merged.forward(merged.normalise(pixels(1)))
+    found = merged.methods[0].compute(*merged.views(done, target_weights(1)))
+    for together, [one] in zip(found, raws, strict=True):
+        assert torch.allclose(together, one, atol=1e-6)
 
 
 def test_several_layers_are_cut_at_the_earliest() -> None:

@@ -280,24 +280,25 @@ class Engine:
         about = done.inputs, done.logits.detach(), target_weights, self.module, self.network, self.chunk, self.options
         batch = Batch(*about, done.memo, self._number, rounds, self.model.activation)
         tensors = [done.kept[tap] for tap in self.taps]
-        gradients: list[Tensor] = []
+        about_score = tensors, self._number, self._to_maps
+        latest: list[tuple[Tensor, list[Tensor]]] = []
+        curvatures: list[Tensor] = []
 
         def differentiate(index: int, weights: Tensor) -> Tensor:
-            if weights is not target_weights:
-                return gradients_of(done.logits, weights, tensors, self._number, self._to_maps, retain=True)[index]
-            if not gradients:
-                gradients.extend(gradients_of(done.logits, weights, tensors, self._number, self._to_maps, retain=True))
-            return gradients[index]
+            if not latest or latest[0][0] is not weights:
+                latest[:] = [(weights, gradients_of(done.logits, weights, *about_score, retain=True))]
+            return latest[0][1][index]
 
         def bend(index: int) -> Tensor:
-            about = done.logits, target_weights, tensors, self._number
-            return batch.once(f"curvature {batch.turn}", lambda: curvatures_of(*about, self._to_maps))[index]
+            if not curvatures:
+                curvatures.extend(curvatures_of(done.logits, target_weights, *about_score))
+            return curvatures[index]
 
-        def at(index: int, inputs: Tensor) -> LayerView:
-            return self.views(self.forward(inputs), target_weights, rounds)[1][index]
+        def at(inputs: Tensor) -> list[LayerView]:
+            return self.views(self.forward(inputs), target_weights, rounds)[1]
 
         views = [
-            self._view(batch, done, index, partial(differentiate, index), partial(bend, index), partial(at, index))
+            self._view(batch, done, index, partial(differentiate, index), partial(bend, index), at)
             for index in range(len(self.taps))
         ]
         return batch, views
@@ -313,7 +314,7 @@ class Engine:
         index: int,
         differentiate: Callable[[Tensor], Tensor],
         bend: Callable[[], Tensor],
-        at: Callable[[Tensor], LayerView],
+        at: Callable[[Tensor], list[LayerView]],
     ) -> LayerView:
         tap, memo = self.taps[index], done.memos[index]
         stored = done.kept[tap].detach()
@@ -322,7 +323,7 @@ class Engine:
             run = view.once("tail", lambda: Tail(tap, stored, done.past[tap], done.inputs, batch.logits, self.network))
             return run(image, maps)
 
-        about = tap.layout, stored.shape[1], stored.dtype, memo
+        about = tap.layout, stored.shape[1], stored.dtype, memo, index
         view = LayerView(batch, tap.layout.to_maps(stored).float(), differentiate, bend, at, tail, *about)
         return view
 

@@ -18,7 +18,12 @@ RESIDUE = 1e-6
 
 def gradcam_terms(view: LayerView, raw: Tensor) -> Tensor:
     """mean_hw |g_c| |A_c|."""
-    return view.gradients.abs().mean(dim=(2, 3), keepdim=True) * view.activations.abs()
+    return _mean_terms(view.gradients.abs(), view)
+
+
+def _mean_terms(sizes: Tensor, view: LayerView) -> Tensor:
+    """Of a map that multiplies A_c by a mean_hw of terms with these sizes."""
+    return sizes.mean(dim=(2, 3), keepdim=True) * view.activations.abs()
 
 
 @layer_method(
@@ -124,11 +129,17 @@ def eigengradcam(view: LayerView) -> Tensor:
     return principal(view.gradients * view.activations)
 
 
+def _shapley_terms(view: LayerView, raw: Tensor) -> Tensor:
+    """mean_hw (|g_c| + |(H A)_c| / 2) |A_c|."""
+    return _mean_terms(view.gradients.abs() + view.curvature.abs() / 2, view)
+
+
 @layer_method(
     "shapleycam",
     (*NEEDS, "curvature"),
     "2 backwards of the tail",
     "https://arxiv.org/abs/2501.06261",
+    terms=_shapley_terms,
     good_for="layers with nonlinear heads behind",
 )
 def shapleycam(view: LayerView) -> Tensor:
@@ -146,18 +157,29 @@ class Similar(Section):
     strength: float = Field(1.0, ge=0, description="What their evidence counts; 0 is Grad-CAM.")
 
 
+def _finer_terms(view: LayerView, raw: Tensor) -> Tensor:
+    """mean_hw |g_c| |A_c|, g the gradient of FinerCAM's score."""
+    return _mean_terms(_finer_gradients(view, view.batch.told("finercam", Similar)).abs(), view)
+
+
 @layer_method(
     "finercam",
     NEEDS,
     "1 backward of the tail",
     "https://arxiv.org/abs/2501.11309",
+    terms=_finer_terms,
     options=Similar,
     good_for="telling apart classes alike",
 )
 def finercam(view: LayerView, options: Similar) -> Tensor:
     """Grad-CAM of y - strength * sum_k q_k y_k, k the classes whose logits are nearest to y, q their softmax."""
-    weights = finer_weights(view.batch, options)
-    return view.differentiate(weights).mean(dim=(2, 3), keepdim=True) * view.activations
+    return _finer_gradients(view, options).mean(dim=(2, 3), keepdim=True) * view.activations
+
+
+def _finer_gradients(view: LayerView, options: Similar) -> Tensor:
+    """[B,C,h,w] of FinerCAM's score; all layers ask for the same tensor, so that one backward serves them."""
+    batch = view.batch
+    return view.differentiate(batch.once(f"finercam {batch.turn} {options}", lambda: finer_weights(batch, options)))
 
 
 def finer_weights(batch: Batch, options: Similar) -> Tensor:
@@ -193,22 +215,25 @@ def smooth_gradcam_plus_plus(view: LayerView, options: NoisyPlus) -> Tensor:
     The paper writes m1 above the fraction, with which no noise would not give Grad-CAM++. All images meet the same
     noise, and the copies serve every target.
     """
-    first, second, third = view.once("noisy moments", lambda: _moments(view, options))[view.batch.turn]
+    moments = view.batch.once(f"noisy moments {options}", lambda: _moments(view, options))
+    first, second, third = moments[view.batch.turn][view.index]
     total = view.activations.sum(dim=(2, 3), keepdim=True)
     return (first.relu() * _alpha(third, second, total)).sum(dim=(2, 3), keepdim=True) * view.activations
 
 
-def _moments(view: LayerView, options: NoisyPlus) -> list[list[Tensor]]:
-    """For each target of the batch the means of g, g² and g³ [B,C,h,w] over noisy copies."""
+def _moments(view: LayerView, options: NoisyPlus) -> list[list[list[Tensor]]]:
+    """For each target of the batch and each layer the means of g, g² and g³ [B,C,h,w] over noisy copies."""
     inputs, generator = view.batch.inputs, torch.Generator().manual_seed(0)
     deviation = options.noise * (inputs.amax(dim=(1, 2, 3), keepdim=True) - inputs.amin(dim=(1, 2, 3), keepdim=True))
     rounds = view.batch.rounds or [view.batch.target_weights]
-    sums: list[list[Tensor]] = [[torch.zeros_like(view.activations) for _ in range(3)] for _ in rounds]
+    sums: list[list[list[Tensor]]] = [[] for _ in rounds]
     for _ in range(options.samples):
         noise = torch.randn(inputs.shape[1:], generator=generator).to(inputs.device)
-        noisy = view.at(inputs + deviation * noise)
+        layers = view.at(inputs + deviation * noise)
         for weights, total in zip(rounds, sums, strict=True):
-            g = noisy.differentiate(weights)
-            for power, one in enumerate(total, 1):
-                one += g**power / options.samples
+            gradients = [layer.differentiate(weights) for layer in layers]
+            total[:] = total or [[torch.zeros_like(g) for _ in range(3)] for g in gradients]
+            for g, powers in zip(gradients, total, strict=True):
+                for power, one in enumerate(powers, 1):
+                    one += g**power / options.samples
     return sums

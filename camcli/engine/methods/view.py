@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from camcli.engine.layers import Layout
 
 T = TypeVar("T")
+Options = TypeVar("Options", bound=BaseModel)
 Need = Literal["activations", "gradients", "curvature", "tail", "scores", "pixels"]
 Activation = Literal["softmax", "sigmoid"]
 Resolution = Literal["layer", "pixel"]
@@ -56,8 +57,11 @@ class Batch:
 
     @property
     def turn(self) -> int:
-        """Which of `rounds` this is."""
-        return next((i for i, weights in enumerate(self.rounds) if weights is self.target_weights), 0)
+        """Which of `rounds` this is; raises ValueError where it is none of them."""
+        for number, weights in enumerate(self.rounds or (self.target_weights,)):
+            if weights is self.target_weights:
+                return number
+        raise ValueError("the target weights of a batch are those of none of its rounds")
 
     @property
     def asked(self) -> list[int]:
@@ -70,6 +74,10 @@ class Batch:
         if key not in self.memo:
             self.memo[key] = make()
         return self.memo[key]  # type: ignore[no-any-return]
+
+    def told(self, name: str, options: type[Options]) -> Options:
+        """The options of the method called `name`."""
+        return self.options.get(name) or options()  # type: ignore[return-value]
 
     @property
     def scores(self) -> Tensor:
@@ -158,7 +166,7 @@ class LayerView:
     activations: float32 [B,C,h,w].
     differentiate: target weights [B,K] -> float32 [B,C,h,w], the gradient of the scores that they ask for.
     bend: gives float32 [B,C,h,w], the second derivative of the scores along the activations.
-    at: other inputs [B,3,H,W] -> the same layer's view of them, for the same target.
+    at: other inputs [B,3,H,W] -> all target layers' views of them, for the same target; index: which of them this is.
     tail: (image, float32 [N,C,h,w]) -> float32 [N,K], the logits of that image with other activations here.
     layout, tokens: how the stored tensor is read, and the size of its second axis. number: what it was stored as.
     memo: results that hold for every target of the same batch.
@@ -168,12 +176,13 @@ class LayerView:
     activations: Tensor
     differentiate: Callable[[Tensor], Tensor]
     bend: Callable[[], Tensor]
-    at: Callable[[Tensor], LayerView]
+    at: Callable[[Tensor], list[LayerView]]
     tail: Tail
     layout: Layout
     tokens: int
     number: torch.dtype = torch.float32
     memo: dict[str, Any] = field(default_factory=dict)
+    index: int = 0
 
     @cached_property
     def gradients(self) -> Tensor:
@@ -298,7 +307,7 @@ def pixel_method(
             return [terms(batch, raw) for raw in raws] if terms else []
 
         about = name, one, needs, cost, paper, "pixel", signed, _formula(compute), True
-        METHODS.add(name, Method(*about, its_terms if terms else None, options, good_for))  # type: ignore[arg-type]
+        METHODS.add(name, Method(*about, its_terms if terms else None, options, good_for, False))  # type: ignore[arg-type]
         return compute
 
     return decorate
@@ -306,7 +315,7 @@ def pixel_method(
 
 def _told(batch: Batch, name: str, options: type[BaseModel] | None) -> list[BaseModel]:
     """The argument for a method's options, where it has any."""
-    return [batch.options.get(name) or options()] if options else []
+    return [batch.told(name, options)] if options else []
 
 
 def load_plugins() -> None:
