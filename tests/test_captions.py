@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from camcli.config.schema import OverlayConfig
-from camcli.records import Heatmap, Prediction
+from camcli.records import Box, Heatmap, Prediction
 from camcli.render import text
-from camcli.render.caption import captioned
+from camcli.render.caption import bar_of, captioned
 from camcli.render.grid import blocks, columns_of, grid, tile
+from camcli.render.styles import PALE, STYLES, layer_of
 from tests.conftest import SHAPES, Ended
 from tests.test_overlays import heatmap_of, noise, records
 
@@ -86,6 +88,28 @@ def test_a_colour_bar_has_the_colours_of_the_map() -> None:
     assert (blue_and_red[:, 0] > blue_and_red[:, 2]).any()
     assert (blue_and_red[:, 0] < blue_and_red[:, 2]).any()
     assert len(saturated(OverlayConfig(style="contours"))) < len(saturated(LOOK)) / 5
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("style", ["heat", "blend", "spotlight"])
+def test_a_colour_of_the_bar_is_the_one_that_is_painted_for_its_value(style: Any, signed: bool) -> None:
+    config = OverlayConfig(style=style, alpha=None if style == "spotlight" else 1.0)
+    bar = bar_of(heatmap_of("gradcam", signed=signed), config).colours
+    assert bar is not None
+
+    def painted(value: float, ground: str) -> NDArray[np.float64]:
+        layer = layer_of(np.full((4, 4), value, dtype=np.float32), signed, Box(0, 0, 64, 64), config)
+        return np.asarray(STYLES[style](Image.new("RGB", (64, 64), ground), layer), dtype=np.float64)[32, 32]
+
+    for value in np.linspace(-1 if signed else 0, 1, 52):
+        shown, through = painted(value, "white"), 0.0
+        if style == "heat":  # cold heat is as good as glass: its colour is what the ground has no part in
+            shown = painted(value, "black")
+            grounds = (PALE * 255, 255.0) if signed else (0.0, 255.0)
+            through = float(np.mean(painted(value, "white") - shown)) / (grounds[1] - grounds[0])
+            shown = (shown - through * grounds[0]) / max(1 - through, 1e-6)
+        shade = np.asarray(bar)[0, round(255 * ((value + 1) / 2 if signed else value))]
+        assert through > 0.7 or np.abs(shade - shown).max() <= 10, value
 
 
 @pytest.mark.parametrize(

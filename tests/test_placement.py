@@ -19,7 +19,7 @@ from camcli.images.decode import LoadedImage, load_image
 from camcli.images.geometry import hot_box, peak, place, strips
 from camcli.images.preprocess import Preprocess
 from camcli.records import Box, Heatmap
-from camcli.render.overlay import overlay_bytes
+from camcli.render.overlay import encode, paint
 from tests.conftest import RedDetector, loaded
 
 LAYER = TargetLayer((Tap("rectify", Layout("nchw", (16, 16))),))
@@ -55,7 +55,7 @@ def test_the_overlay_is_hot_on_the_marker_and_untouched_outside_the_box(tmp_path
     image, heatmap = explained(tmp_path / "x.png", crop)
 
     config = OverlayConfig(style="blend", format="png", colormap="gray", alpha=1.0, size="original")
-    (tmp_path / "o.png").write_bytes(overlay_bytes(image, heatmap.heat, config))
+    (tmp_path / "o.png").write_bytes(encode(paint(image, heatmap.heat, config), config))
     painted = np.asarray(Image.open(tmp_path / "o.png")).astype(int)
     assert painted.shape == (size[1], size[0], 3)
     left, top, right, bottom = marker

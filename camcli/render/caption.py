@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from camcli.config.schema import OverlayConfig
-from camcli.records import Heatmap, Prediction
-from camcli.render.styles import LEVELS, colour_at, palette
+from camcli.records import Box, Heatmap, Prediction
+from camcli.render.styles import LEVELS, Layer, blend, layer_of, spotlight
 from camcli.render.text import length, write_line
 
 PAPER, INK, FAINT = "white", "#1b1f24", "#57606a"
@@ -18,6 +18,8 @@ PAPER, INK, FAINT = "white", "#1b1f24", "#57606a"
 TEXT_PART, TEXT_SIZES, LINE = 1 / 32, (12, 30), 1.5
 # A strip is at least so many sizes of its text wide, and with so many it has the bar beside the text.
 NARROW, WIDE = 18, 30
+# In a colour bar, before it is made as wide as its place.
+SHADES = 256
 
 
 class HasRange(Protocol):
@@ -121,23 +123,22 @@ def top_of(heatmap: HasRange) -> float:
 
 
 def _colours(config: OverlayConfig, signed: bool) -> Image.Image:
-    """[1, 256] from the lowest to the highest value, as the style shows them."""
-    colormap = config.signed_colormap if signed else config.colormap
+    """[1, 256] from the lowest to the highest value, as the style paints them on white; of its colours, the opaque."""
+    values = np.linspace(-1 if signed else 0, 1, SHADES, dtype=np.float32)[None]
+    layer = layer_of(values, signed, Box(0, 0, SHADES, 1), config)
     if config.style == "contours":
-        return _marks(colormap, signed)
-    grey = np.abs(np.linspace(-1 if signed else 0, 1, 256))[:, None].repeat(3, axis=1)
-    row = np.rint(255 * grey).astype(np.uint8) if config.style == "spotlight" else palette(colormap)
-    return Image.fromarray(row[None])
+        return _marks(layer)
+    white = Image.new("RGB", (SHADES, 1), "white")
+    return spotlight(white, layer) if config.style == "spotlight" else blend(white, replace(layer, alpha=1.0))
 
 
-def _marks(colormap: str, signed: bool) -> Image.Image:
+def _marks(layer: Layer) -> Image.Image:
     """Only where contours run, the higher one thicker."""
-    row = Image.new("RGB", (256, 1), "#d8dee4")
-    for sign in (1, -1) if signed else (1,):
+    row = Image.new("RGB", (SHADES, 1), "#d8dee4")
+    for sign in layer.signs:
         for level, width in zip(LEVELS, (4, 8), strict=True):
-            place = (1 + sign * level) / 2 if signed else level
-            colour = colour_at(colormap, (1 + sign) / 2 if signed else level)
-            row.paste(colour, (round(255 * place) - width // 2, 0, round(255 * place) + width // 2, 1))
+            place = round((SHADES - 1) * ((1 + sign * level) / 2 if layer.signed else level))
+            row.paste(layer.line_colour(sign, level), (place - width // 2, 0, place + width // 2, 1))
     return row
 
 

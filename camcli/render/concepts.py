@@ -14,7 +14,7 @@ from camcli.images.decode import LoadedImage
 from camcli.records import Box
 from camcli.render.caption import INK, PAPER
 from camcli.render.overlay import canvas
-from camcli.render.styles import OPACITY
+from camcli.render.styles import OPACITY, on_grey
 from camcli.render.text import write_line
 
 SWATCH, MARGIN, LINE = 16, 12, 28
@@ -58,7 +58,7 @@ def _painted(
     placed = [geometry.place(one, seen, image.width, image.height) for one in heat]
     layers = np.stack([np.asarray(grey) for _, grey in placed])
     colour = np.asarray([ImageColor.getrgb(name) for name in palette], dtype=np.uint8)[layers.argmax(axis=0)]
-    opacity = np.rint(layers.max(axis=0) * min(1.0, 1.5 * alpha)).astype(np.uint8)
+    opacity = np.rint(layers.max(axis=0) * on_grey(alpha)).astype(np.uint8)
     region = placed[0][0]
     below = image.crop(region).convert("L").convert("RGB")
     result = image.copy()

@@ -38,11 +38,6 @@ def _class_name(target: Prediction) -> str:
     return f"{target.index}-{label}" if label else str(target.index)
 
 
-def overlay_bytes(image: LoadedImage, heat: Heat, config: OverlayConfig) -> bytes:
-    """The encoded overlay of `heat` [h,w] in 0..1."""
-    return encode(paint(image, heat, config), config)
-
-
 def paint(
     loaded: LoadedImage, heat: Heat, config: OverlayConfig, signed: bool = False, last: bool = False
 ) -> Image.Image:

@@ -62,6 +62,17 @@ class Layer:
         places = np.linspace(0, 1, 256)
         return np.abs(2 * places - 1) if self.signed else places
 
+    @property
+    def signs(self) -> tuple[int, ...]:
+        """The sides of 0 that have heat."""
+        return (1, -1) if self.signed else (1,)
+
+    def line_colour(self, sign: int, level: float) -> tuple[int, int, int]:
+        """RGB of the contour at `level` on one side of 0."""
+        place = (1 + sign) / 2 if self.signed else level
+        red, green, blue = palette(self.colormap)[round(255 * place)].tolist()
+        return red, green, blue
+
     def strips(self, image: Image.Image) -> Iterator[tuple[Region, Image.Image]]:
         """The part of `image` that was seen, from top to bottom: regions, and places in the colour map as 0..255."""
         return geometry.strips(self.places, self.seen, image.width, image.height, STRIP_PIXELS)
@@ -71,6 +82,11 @@ def layer_of(heat: Heat, signed: bool, seen: Box, config: OverlayConfig) -> Laye
     """`heat` [h,w] as `config` wants it shown."""
     alpha = OPACITY[config.style] if config.alpha is None else config.alpha
     return Layer(heat, signed, seen, config.signed_colormap if signed else config.colormap, alpha)
+
+
+def on_grey(alpha: float) -> float:
+    """The opacity above an image without its colours, of which more may be hidden."""
+    return min(1.0, 1.5 * alpha)
 
 
 @cache
@@ -106,7 +122,7 @@ def heat(image: Image.Image, layer: Layer) -> Image.Image:
 
     Below signed heat the image is grey and pale: maps of single pixels are not to be found among other colours.
     """
-    alpha = min(1.0, 1.5 * layer.alpha) if layer.signed else layer.alpha
+    alpha = on_grey(layer.alpha) if layer.signed else layer.alpha
     opacity = _table(alpha * ((layer.strength - FAINT) / (1 - FAINT)).clip(0, 1))
     colours = np.column_stack([palette(layer.colormap), opacity]).astype(np.uint8).tobytes()
     pale = _table(np.linspace(PALE, 1, 256))
@@ -124,7 +140,7 @@ def blend(image: Image.Image, layer: Layer) -> Image.Image:
         below = image.crop(region)
         if layer.signed:
             below = below.convert("L").convert("RGB")
-        alpha = min(1.0, 1.5 * layer.alpha) if layer.signed else layer.alpha
+        alpha = on_grey(layer.alpha) if layer.signed else layer.alpha
         image.paste(Image.blend(below, _coloured(grey, layer.colormap), alpha), region[:2])
     return image
 
@@ -141,11 +157,10 @@ def spotlight(image: Image.Image, layer: Layer) -> Image.Image:
 def contours(image: Image.Image, layer: Layer) -> Image.Image:
     """Lines at LEVELS of full heat, the higher one thicker, with dark edges; of signed heat on both sides of 0."""
     thin = max(2.0, max(image.size) / 400)
-    for sign in (1, -1) if layer.signed else (1,):
+    for sign in layer.signs:
         region, field = geometry.field(sign * layer.heat, layer.seen, image.width, image.height, SAMPLES)
         for level, width in zip(LEVELS, (thin, 2 * thin), strict=True):
-            place = (1 + sign) / 2 if layer.signed else level
-            _draw(image, region, _contour(field, level), colour_at(layer.colormap, place), width, layer.alpha)
+            _draw(image, region, _contour(field, level), layer.line_colour(sign, level), width, layer.alpha)
     return image
 
 
@@ -156,12 +171,6 @@ STYLES: Mapping[str, Callable[[Image.Image, Layer], Image.Image]] = {
     "contours": contours,
 }
 """Each paints a layer that has heat on an RGB image, which it may change, and returns what is to be shown."""
-
-
-def colour_at(colormap: str, place: float) -> tuple[int, int, int]:
-    """RGB of a place in 0..1 of a colour map."""
-    red, green, blue = palette(colormap)[round(255 * place)].tolist()
-    return red, green, blue
 
 
 def _frame(image: Image.Image, seen: Box) -> None:
