@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from camcli.config.schema import OverlayConfig
 from camcli.records import Box, Heatmap, Prediction
 from camcli.render import text
-from camcli.render.caption import bar_of, captioned
+from camcli.render.caption import GROUND, bar_of, captioned
 from camcli.render.grid import blocks, columns_of, grid, tile
 from camcli.render.styles import PALE, STYLES, layer_of
 from tests.conftest import SHAPES, Ended
@@ -102,7 +102,7 @@ def test_a_colour_of_the_bar_is_the_one_that_is_painted_for_its_value(style: Any
         return np.asarray(STYLES[style](Image.new("RGB", (64, 64), ground), layer), dtype=np.float64)[32, 32]
 
     for value in np.linspace(-1 if signed else 0, 1, 52):
-        shown, through = painted(value, "white"), 0.0
+        shown, through = painted(value, GROUND), 0.0
         if style == "heat":  # cold heat is as good as glass: its colour is what the ground has no part in
             shown = painted(value, "black")
             grounds = (PALE * 255, 255.0) if signed else (0.0, 255.0)

@@ -20,6 +20,8 @@ TEXT_PART, TEXT_SIZES, LINE = 1 / 32, (12, 30), 1.5
 NARROW, WIDE = 18, 30
 # In a colour bar, before it is made as wide as its place.
 SHADES = 256
+# Of a bar, where the style lets the image through.
+GROUND = "#d8dee4"
 
 
 class HasRange(Protocol):
@@ -123,18 +125,18 @@ def top_of(heatmap: HasRange) -> float:
 
 
 def _colours(config: OverlayConfig, signed: bool) -> Image.Image:
-    """[1, 256] from the lowest to the highest value, as the style paints them on white; of its colours, the opaque."""
+    """[1, 256] from the lowest to the highest value, as the style paints them on GROUND; colours are opaque."""
     values = np.linspace(-1 if signed else 0, 1, SHADES, dtype=np.float32)[None]
     layer = layer_of(values, signed, Box(0, 0, SHADES, 1), config)
     if config.style == "contours":
         return _marks(layer)
-    white = Image.new("RGB", (SHADES, 1), "white")
-    return spotlight(white, layer) if config.style == "spotlight" else blend(white, replace(layer, alpha=1.0))
+    ground = Image.new("RGB", (SHADES, 1), GROUND)
+    return spotlight(ground, layer) if config.style == "spotlight" else blend(ground, replace(layer, alpha=1.0))
 
 
 def _marks(layer: Layer) -> Image.Image:
     """Only where contours run, the higher one thicker."""
-    row = Image.new("RGB", (SHADES, 1), "#d8dee4")
+    row = Image.new("RGB", (SHADES, 1), GROUND)
     for sign in layer.signs:
         for level, width in zip(LEVELS, (4, 8), strict=True):
             place = round((SHADES - 1) * ((1 + sign * level) / 2 if layer.signed else level))
