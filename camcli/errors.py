@@ -99,3 +99,9 @@ class ItemError(Exception):
         super().__init__(message)
         self.stage = stage
         self.kind = kind
+
+
+def short(error: Exception) -> str:
+    """The first few lines of what a library has to say, each cut to a readable length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(line if len(line) < 160 else line[:157] + "..." for line in lines[:3])

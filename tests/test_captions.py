@@ -99,7 +99,8 @@ def test_a_colour_of_the_bar_is_the_one_that_is_painted_for_its_value(style: Any
 
     def painted(value: float, ground: str) -> NDArray[np.float64]:
         layer = layer_of(np.full((4, 4), value, dtype=np.float32), signed, Box(0, 0, 64, 64), config)
-        return np.asarray(STYLES[style](Image.new("RGB", (64, 64), ground), layer), dtype=np.float64)[32, 32]
+        shown = STYLES[style](Image.new("RGB", (64, 64), ground), layer)
+        return np.asarray(shown.getpixel((32, 32)), dtype=np.float64)
 
     for value in np.linspace(-1 if signed else 0, 1, 52):
         shown, through = painted(value, GROUND), 0.0

@@ -92,7 +92,7 @@ def test_random_vision_transformers_fit_their_input_too(kwargs: dict[str, JsonVa
     ],
 )
 def test_what_does_not_fit_is_named(fields: dict[str, object], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("camcli.models.timm.pretrained_file", lambda config, offline: Path("unused"))
+    monkeypatch.setattr("camcli.models.timm.pretrained_file", lambda config: Path("unused"))
     with pytest.raises(ConfigError, match=sentence):
         load(**fields)
 

@@ -324,6 +324,7 @@ def test_folders_and_names_of_the_hub_that_are_not_there_are_named(tmp_path: Pat
         ({"path": str(tmp_path)}, "holds no config.json"),
         ({"name": "local-dir:gone"}, "gone: holds no config.json"),
         ({"name": "hf-hub:nobody/nothing"}, "--offline forbids a download"),
+        ({"name": "hf_hub:nobody/nothing"}, "--offline forbids a download"),
     ):
         with pytest.raises((ConfigError, ModelError)) as caught:
             load_model(ModelConfig.model_validate({"source": "timm", **fields}), InputConfig(), offline=True)

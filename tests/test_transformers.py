@@ -187,6 +187,49 @@ def test_what_is_no_folder_of_the_library_is_named(tmp_path: Path) -> None:
     assert "holds no weights (looked for model.safetensors, " in error_of(path=str(tmp_path))
 
 
+def cached_repo(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
+    """The folder of `somebody/tiny` in a cache of the hub."""
+    hub: Any = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(cache))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = cache / "models--somebody--tiny" / "snapshots" / commit
+    (cache / "models--somebody--tiny" / "refs").mkdir(parents=True)
+    (cache / "models--somebody--tiny" / "refs" / "main").write_text(commit)
+    saved(folder, "resnet")
+    return folder
+
+
+@pytest.mark.parametrize("reached", [False, True])
+def test_what_a_cached_folder_lacks_is_fetched_or_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reached: bool
+) -> None:
+    settings = cached_repo(monkeypatch, tmp_path) / "preprocessor_config.json"
+    text = settings.read_text()
+    settings.unlink()
+
+    def download(repo: str, file: str, revision: str | None) -> str:
+        settings.write_text(text)
+        return str(settings)
+
+    if reached:
+        monkeypatch.setattr("camcli.models.weights._unreachable", lambda url: None)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    config = ModelConfig.model_validate({"source": "transformers", "name": "somebody/tiny"})
+    found = load_model(config, InputConfig(size=(64, 64)), offline=not reached)
+    assert found.preprocess.mean == ((0.5,) * 3 if reached else (0.485, 0.456, 0.406))
+    said = "somebody/tiny: no preprocessor_config.json says how images are prepared; mean and std are ImageNet's"
+    assert any(note.startswith(said) for note in found.notes) is not reached
+
+
+@pytest.mark.parametrize("source", ["transformers", "timm"])
+@pytest.mark.parametrize("text", ["{", "[1]", "\udcff"])
+def test_a_damaged_config_is_named(camcli: Camcli, tmp_path: Path, source: str, text: str) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    ended = camcli("labels", "--offline", "-s", f"model={{source: {source}, path: {tmp_path}}}")
+    assert ended.code == 2, ended.err
+    assert f"{tmp_path / 'config.json'}: " in ended.err
+
+
 @pytest.mark.parametrize("family", ["own", "resnet"])
 @pytest.mark.parametrize("kwargs", ["{}", "{trust_remote_code: true}", "{code_revision: main}"])
 def test_code_beside_a_model_never_runs_and_is_never_asked_about(

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from camcli.config.model import ModelConfig
 from camcli.config.schema import InputConfig
 from camcli.errors import ModelError, OfflineError
+from camcli.models import hub
 from camcli.models.checkpoint import read_checkpoint
 from camcli.models.offline import no_network
 from camcli.models.source import load_model
@@ -344,3 +345,9 @@ def test_offline_holds_for_the_whole_command(
     monkeypatch.setattr("camcli.pipeline.prepare.candidates", lambda config, offline: urllib.request.urlopen(server[0]))
     assert camcli("layers", "--offline").code == 3
     assert server[1] == []
+
+
+def test_offline_is_known_by_whoever_would_download(capfd: pytest.CaptureFixture[str]) -> None:
+    with no_network(True), pytest.raises(ModelError, match="--offline forbids a download"):
+        hub.folder_of("nobody/nothing", with_weights=False)
+    assert capfd.readouterr().err == ""

@@ -69,6 +69,7 @@ def labels(
     config: ConfigOption = None,
     model: ModelOption = None,
     overrides: SetOption = None,
+    offline: OfflineOption = False,
     allow_code: AllowCodeOption = False,
     json_: JsonOption = False,
 ) -> None:
@@ -76,9 +77,11 @@ def labels(
     from camcli.models.classes import matching, wordnet_ids
     from camcli.models.source import labels_of
 
-    known = labels_of(load(config, model, overrides).config.model)
+    known = labels_of(load(config, model, overrides).config.model, offline)
     ids = wordnet_ids(known) or [None] * len(known)
     found = [{"index": i, "label": known[i], "wordnet": ids[i]} for i in matching(pattern, known)]
+    if not known:
+        raise ConfigError("model.labels: there are none; name a file with one label a line, or leave it out")
     if not found:
         raise ConfigError(f"none of the {len(known)} labels has {pattern!r} in it; `camcli labels` lists them all")
     if json_:

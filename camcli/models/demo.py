@@ -52,7 +52,7 @@ def check(config: ModelConfig) -> None:
     """It is always here."""
 
 
-def pretrained_file(config: ModelConfig, offline: bool) -> Path:
+def pretrained_file(config: ModelConfig) -> Path:
     """The weights in the package."""
     return WEIGHTS
 

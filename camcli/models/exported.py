@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from camcli.config.model import ModelConfig
-from camcli.errors import ConfigError, ModelError, NoGradientError
+from camcli.errors import ConfigError, ModelError, NoGradientError, short
 from camcli.models.code import require_permission
 from camcli.models.fit import Built
 from camcli.models.loaded import Entry
-from camcli.models.weights import short
 
 _DYNAMIC = "torch.export.export(model.eval(), (images,), dynamic_shapes=({0: torch.export.Dim('batch')},))"
 
@@ -58,7 +57,7 @@ def refuse_without_gradient(file: Path) -> None:
             raise NoGradientError(f"{file}: a TorchScript archive, whose modules run where no layer can be looked into")
 
 
-def pretrained_file(config: ModelConfig, offline: bool) -> Path:
+def pretrained_file(config: ModelConfig) -> Path:
     """The file itself."""
     check(config)
     return _file(config)

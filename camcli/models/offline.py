@@ -41,6 +41,11 @@ def no_network(active: bool) -> Iterator[None]:
         os.environ.pop("HF_HUB_OFFLINE") if before is None else os.environ.update(HF_HUB_OFFLINE=before)
 
 
+def is_closed() -> bool:
+    """Whether the network must not be reached for."""
+    return _Guard.depth > 0
+
+
 def _refuse(event: str, words: tuple[Any, ...]) -> None:
     """An audit hook (https://docs.python.org/3/library/audit_events.html); raises OfflineError."""
     if not _Guard.depth or event not in _EVENTS:

@@ -22,14 +22,14 @@ from torch import nn
 
 from camcli.config.model import ModelConfig
 from camcli.config.schema import InputConfig
-from camcli.errors import CamcliError, ConfigError
+from camcli.errors import CamcliError, ConfigError, short
 from camcli.images.preprocess import Preprocess
 from camcli.models.checkpoint import read_checkpoint
 from camcli.models.code import require_permission
 from camcli.models.fit import Built, build_with
 from camcli.models.loaded import Entry
 from camcli.models.output import described
-from camcli.models.weights import sha256, sha256_of_tensors, short
+from camcli.models.weights import sha256, sha256_of_tensors
 from camcli.registry import did_you_mean
 
 
@@ -50,7 +50,7 @@ def check(config: ModelConfig) -> None:
         raise ConfigError(f"{file}: no such file; model.path is a Python file, whose function model.name is called")
 
 
-def pretrained_file(config: ModelConfig, offline: bool) -> Path | None:
+def pretrained_file(config: ModelConfig) -> Path | None:
     """None: the module comes with the weights that the function gives it."""
     return None
 

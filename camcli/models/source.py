@@ -16,14 +16,14 @@ from torch import nn
 
 from camcli.config.model import ModelConfig, Source
 from camcli.config.schema import InputConfig
-from camcli.errors import CamcliError, ConfigError, ModelError, NoGradientError
+from camcli.errors import CamcliError, ConfigError, ModelError, NoGradientError, short
 from camcli.images.preprocess import Preprocess
 from camcli.models.fit import Built
 from camcli.models.labels import given_labels
 from camcli.models.loaded import Entry, LoadedModel
 from camcli.models.offline import no_network
 from camcli.models.output import described, pick
-from camcli.models.weights import recognise, sha256, short
+from camcli.models.weights import recognise, sha256
 from camcli.registry import did_you_mean
 
 SOURCES = get_args(Source)
@@ -42,7 +42,7 @@ class ModelSource(Protocol):
     def check(self, config: ModelConfig) -> None:
         """Raises ConfigError or ModelError where no such model, or none with such weights, is known."""
 
-    def pretrained_file(self, config: ModelConfig, offline: bool) -> Path | None:
+    def pretrained_file(self, config: ModelConfig) -> Path | None:
         """The file of the published weights, None where `build` has them; raises ModelError when it cannot be had."""
 
     def build(self, config: ModelConfig, file: Path | None) -> Built:
@@ -77,14 +77,19 @@ def fetch(model: str, offline: bool = False) -> Path:
         raise ConfigError(f"{model}: write it as source/name, such as timm/resnet50 (sources: {', '.join(SOURCES)})")
     config = ModelConfig.model_validate(model)
     with no_network(offline):
-        file = model_source(config.source).pretrained_file(config, offline)
+        file = model_source(config.source).pretrained_file(config)
     if file is None:
         raise ConfigError(f"{model}: has no published weights")
     return file
 
 
-def labels_of(config: ModelConfig) -> tuple[str, ...]:
+def labels_of(config: ModelConfig, offline: bool = False) -> tuple[str, ...]:
     """The labels of a model, which is built without published weights where nothing else tells them."""
+    with no_network(offline):
+        return _labels_of(config)
+
+
+def _labels_of(config: ModelConfig) -> tuple[str, ...]:
     if config.labels:
         return given_labels(config.labels)
     if config.source in ("python", "exported") or config.weights not in ("pretrained", "none"):
@@ -106,11 +111,14 @@ def load_model(config: ModelConfig, inputs: InputConfig, offline: bool = False) 
     Random weights are the same ones each time, so that a run can be resumed.
     Raises ConfigError for what the user can set right and ModelError for weights that cannot be had.
     """
-    source = model_source(config.source)
     with no_network(offline):
-        file = _weights_file(source, config, offline)
-        _check_hash(config, file)
-        built = _built(source, config, file)
+        return _loaded(model_source(config.source), config, inputs)
+
+
+def _loaded(source: ModelSource, config: ModelConfig, inputs: InputConfig) -> LoadedModel:
+    file = _weights_file(source, config)
+    _check_hash(config, file)
+    built = _built(source, config, file)
     module = built.module.eval().requires_grad_(False)
     if config.output is not None:
         module = pick(module, config.output)
@@ -223,11 +231,11 @@ def _class_count(module: nn.Module, name: str, preprocess: Preprocess) -> int:
     return logits.shape[1]
 
 
-def _weights_file(source: ModelSource, config: ModelConfig, offline: bool) -> Path | None:
+def _weights_file(source: ModelSource, config: ModelConfig) -> Path | None:
     if config.weights == "none":
         return None
     if config.weights == "pretrained":
-        return source.pretrained_file(config, offline)
+        return source.pretrained_file(config)
     return weights_file(config)
 
 

@@ -5,8 +5,6 @@ Also what timm has saved itself: `local-dir:FOLDER`, or `hf-hub:user/model`.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +18,7 @@ from torch import nn
 
 from camcli.config.model import ModelConfig
 from camcli.config.schema import Crop, InputConfig
-from camcli.errors import CamcliError, ConfigError, ModelError
+from camcli.errors import CamcliError, ConfigError, ModelError, short
 from camcli.images.preprocess import Preprocess
 from camcli.models import hub, weights
 from camcli.models.checkpoint import Checkpoint, read_checkpoint
@@ -72,16 +70,10 @@ def _parameters(name: str) -> int | None:
 
 def _cached(cfg: Any) -> Path | None:
     """The file of the weights that `cfg` describes, if it is on this machine."""
-    if not cfg.hf_hub_id:
-        file = weights.hub_file(cfg.url)
-        return file if file.exists() else None
-    from huggingface_hub import try_to_load_from_cache
-
-    for filename in _hub_files(cfg):
-        found = try_to_load_from_cache(cfg.hf_hub_id, filename)
-        if isinstance(found, str):
-            return Path(found)
-    return None
+    if cfg.hf_hub_id:
+        return hub.cached(cfg.hf_hub_id, _hub_files(cfg))
+    file = weights.hub_file(cfg.url)
+    return file if file.exists() else None
 
 
 def _hub_files(cfg: Any) -> tuple[str, ...]:
@@ -104,31 +96,15 @@ def check(config: ModelConfig) -> None:
         )
 
 
-def pretrained_file(config: ModelConfig, offline: bool) -> Path:
+def pretrained_file(config: ModelConfig) -> Path:
     """The file of the published weights, downloaded when it must be and may be."""
     if _is_saved(config):
-        return hub.weights_of(_folder(config, offline, with_weights=True))
+        return hub.weights_of(_folder(config, with_weights=True))
     check(config)
     cfg = _pretrained_cfg(config.name)
     if not cfg.hf_hub_id:
-        return weights.cached_or_fetched(cfg.url, offline)
-    return _cached(cfg) or _fetched(cfg, offline)
-
-
-def _fetched(cfg: Any, offline: bool) -> Path:
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-
-    repo = cfg.hf_hub_id
-    weights.require_network(f"{constants.ENDPOINT}/{repo}", repo, constants.HF_HUB_CACHE, offline)
-    for filename in _hub_files(cfg):
-        try:
-            return Path(hf_hub_download(repo, filename))
-        except EntryNotFoundError:
-            continue
-        except (OSError, HfHubHTTPError) as error:
-            raise ModelError(f"weights {repo}: download failed: {error}") from None
-    raise ModelError(f"weights {repo}: the hub holds none of {', '.join(_hub_files(cfg))}")
+        return weights.cached_or_fetched(cfg.url)
+    return _cached(cfg) or hub.fetched(cfg.hf_hub_id, _hub_files(cfg))
 
 
 def build(config: ModelConfig, file: Path | None) -> Built:
@@ -192,7 +168,7 @@ def _by_timm(config: ModelConfig, file: Path, given: dict[str, Any]) -> nn.Modul
     except Exception as error:  # timm's converters of checkpoints raise many kinds on foreign ones
         if config.weights == "pretrained" and isinstance(error, TypeError):
             raise  # about model.kwargs
-        raise unfit(file, f"timm's {config.name}", f"{weights.short(error)}; {CHECK}") from None
+        raise unfit(file, f"timm's {config.name}", f"{short(error)}; {CHECK}") from None
     getattr(module, "pretrained_cfg", {}).pop("state_dict", None)
     return module
 
@@ -249,22 +225,17 @@ def _is_saved(config: ModelConfig) -> bool:
     return config.path is not None or config.name.startswith(_SAVED)
 
 
-def _folder(config: ModelConfig, offline: bool, with_weights: bool) -> Path:
+def _folder(config: ModelConfig, with_weights: bool) -> Path:
     """Where a saved model is; raises ConfigError or ModelError where it is not."""
-    kind, _, place = ("local-dir:", "", config.path) if config.path else config.name.partition(":")
-    if kind.startswith("hf-hub"):
-        return hub.folder_of(place, offline, with_weights)
-    folder = Path(os.path.expanduser(place))
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"{folder}: holds no config.json; a folder that timm.models.save_for_hf has written is wanted"
-        )
-    return folder
+    kind, _, place = ("local-dir", "", config.path) if config.path else config.name.partition(":")
+    if kind == "local-dir":
+        return hub.saved_folder(place, "timm.models.save_for_hf")
+    return hub.folder_of(place, with_weights)
 
 
 def _called(config: ModelConfig) -> str:
     """As timm builds it, from the disk alone."""
-    return f"local-dir:{_folder(config, False, False)}" if _is_saved(config) else config.name
+    return f"local-dir:{_folder(config, with_weights=False)}" if _is_saved(config) else config.name
 
 
 def _own_labels(config: ModelConfig) -> tuple[str, ...] | None:
@@ -275,8 +246,7 @@ def _own_labels(config: ModelConfig) -> tuple[str, ...] | None:
 
 def _told(config: ModelConfig) -> dict[str, Any]:
     """The config.json of a saved model."""
-    found: dict[str, Any] = json.loads((_folder(config, False, False) / "config.json").read_text())
-    return found
+    return hub.settings_in(_folder(config, with_weights=False), hub.CONFIG)
 
 
 def _pretrained_cfg(name: str) -> Any:

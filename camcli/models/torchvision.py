@@ -47,12 +47,12 @@ def check(config: ModelConfig) -> None:
         raise ModelError(f"torchvision has no weights for {config.name}; set model.weights to a file or none")
 
 
-def pretrained_file(config: ModelConfig, offline: bool) -> Path:
+def pretrained_file(config: ModelConfig) -> Path:
     """The file of the published weights, downloaded when it must be and may be."""
     check(config)
     entry = _entry(config.name)
     assert entry is not None, "checked"
-    return weights.cached_or_fetched(entry.url, offline)
+    return weights.cached_or_fetched(entry.url)
 
 
 def build(config: ModelConfig, file: Path | None) -> Built:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from camcli.config.model import ModelConfig
 from camcli.config.schema import Crop, Interpolation
-from camcli.errors import ConfigError
+from camcli.errors import ConfigError, short
 from camcli.images.preprocess import Preprocess
 from camcli.models import hub
 from camcli.models.checkpoint import Checkpoint, read_checkpoint
@@ -21,7 +21,6 @@ from camcli.models.fit import Built, build_with, fitted, head_rows, shapes_of
 from camcli.models.labels import ordered
 from camcli.models.loaded import Entry
 from camcli.models.output import pick
-from camcli.models.weights import short
 
 _INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _SQUASHED_FROM = 384
@@ -31,6 +30,9 @@ _FOREIGN_CODE = ("trust_remote_code", "code_revision")
 _NO_CODE = (
     "camcli runs no Python that comes with a model of transformers; write a function that loads it, for source: "
     "python, which asks for --allow-code"
+)
+_UNKNOWN_PREPROCESSING = (
+    f"no {hub.PROCESSOR} says how images are prepared; mean and std are ImageNet's where input does not say them"
 )
 
 
@@ -49,29 +51,30 @@ def check(config: ModelConfig) -> None:
     _library()
     if named := [name for name in _FOREIGN_CODE if name in config.kwargs]:
         raise ConfigError(f"model.kwargs.{named[0]}: {_NO_CODE}")
-    local = _local(config)
-    if local is not None and not (local / "config.json").is_file():
-        raise ConfigError(f"{local}: holds no config.json; a folder that save_pretrained has written is wanted")
+    _local(config)
 
 
-def pretrained_file(config: ModelConfig, offline: bool) -> Path:
+def pretrained_file(config: ModelConfig) -> Path:
     """The weights in the folder, which is downloaded when it must be and may be."""
     check(config)
-    return hub.weights_of(_local(config) or hub.folder_of(config.name, offline, with_weights=True))
+    return hub.weights_of(_folder(config, with_weights=True))
 
 
 def build(config: ModelConfig, file: Path | None) -> Built:
     """The module with the weights of `file`, or random ones; it returns plain logits."""
     check(config)
     folder = _folder(config)
+    if _local(config) is None and not (folder / hub.PROCESSOR).is_file():
+        hub.complete(config.name, hub.PROCESSOR)
     if file is None:
         built = Built(_make(config, folder, config.num_classes))
     else:
         built = _with_weights(config, folder, read_checkpoint(file, config.checkpoint_key))
-    if _settings(folder).get("do_flip_channel_order"):
+    settings = hub.settings_in(folder, hub.PROCESSOR)
+    if settings.get("do_flip_channel_order"):
         built.module.register_forward_pre_hook(_flipped)
     pick(built.module, "logits")
-    return built
+    return built if settings else replace(built, notes=(*built.notes, f"{config.name}: {_UNKNOWN_PREPROCESSING}"))
 
 
 def _with_weights(config: ModelConfig, folder: Path, checkpoint: Checkpoint) -> Built:
@@ -126,14 +129,14 @@ def _flipped(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def labels(config: ModelConfig, module: nn.Module | None) -> tuple[str, ...] | None:
     """The `id2label` of the folder's config, if it names its classes."""
-    told = json.loads((_folder(config) / "config.json").read_text()).get("id2label")
+    told = hub.settings_in(_folder(config), hub.CONFIG).get("id2label")
     found = ordered(told) if told else None
     return None if found and all(name == f"LABEL_{i}" for i, name in enumerate(found)) else found
 
 
 def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess | Mapping[str, Any] | None:
     """As the folder's image processor does it; without one, the size that the network was built for."""
-    settings = _settings(_folder(config))
+    settings = hub.settings_in(_folder(config), hub.PROCESSOR)
     if settings:
         return preprocess_of(settings)
     side = getattr(getattr(module, "config", None), "image_size", None)
@@ -182,24 +185,16 @@ def _is_shortest(value: object) -> bool:
     return isinstance(value, Mapping) and "shortest_edge" in value
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """Of the image processor; empty where the folder has none."""
-    file = folder / "preprocessor_config.json"
-    try:
-        found = json.loads(file.read_text()) if file.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
-    return found if isinstance(found, dict) else {}
-
-
 def _local(config: ModelConfig) -> Path | None:
-    """The folder that the config names, None for a name of the hub."""
-    named = Path(os.path.expanduser(config.path or config.name))
-    return named if config.path or named.is_dir() else None
+    """The folder that the config names, None for a name of the hub; raises ConfigError for a folder of another kind."""
+    named = config.path or config.name
+    if not config.path and not os.path.isdir(os.path.expanduser(named)):
+        return None
+    return hub.saved_folder(named, "save_pretrained")
 
 
-def _folder(config: ModelConfig) -> Path:
-    return _local(config) or hub.folder_of(config.name, offline=False, with_weights=False)
+def _folder(config: ModelConfig, with_weights: bool = False) -> Path:
+    return _local(config) or hub.folder_of(config.name, with_weights)
 
 
 def _library() -> Any:

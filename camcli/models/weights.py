@@ -16,6 +16,7 @@ from torch import Tensor
 
 from camcli.errors import ModelError
 from camcli.models.checkpoint import INDEX, shards
+from camcli.models.offline import is_closed
 
 PROBE_SECONDS = 3.0
 _IMPOSTORS = {
@@ -55,24 +56,18 @@ def recognise(path: Path) -> None:
             raise ModelError(f"{path}: not weights but {what}")
 
 
-def short(error: Exception) -> str:
-    """The first few lines of what torch or timm has to say, each cut to a readable length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(line if len(line) < 160 else line[:157] + "..." for line in lines[:3])
-
-
 def hub_file(url: str) -> Path:
     """Where torch's hub cache keeps the file of `url`."""
     return Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(urlparse(url).path)
 
 
-def cached_or_fetched(url: str, offline: bool) -> Path:
+def cached_or_fetched(url: str) -> Path:
     """The file of `url` in torch's hub cache, downloaded and checked by its hash when it is not there yet."""
     path = hub_file(url)
     name = path.name
     if path.exists():
         return path
-    require_network(url, name, str(path.parent), offline)
+    require_network(url, name, str(path.parent))
     path.parent.mkdir(parents=True, exist_ok=True)
     match = torch.hub.HASH_REGEX.search(name)
     try:
@@ -82,9 +77,9 @@ def cached_or_fetched(url: str, offline: bool) -> Path:
     return path
 
 
-def require_network(url: str, name: str, looked_in: str, offline: bool) -> None:
+def require_network(url: str, name: str, looked_in: str) -> None:
     """Raises ModelError within PROBE_SECONDS when `url`'s host does not answer or must not be asked."""
-    reason = "--offline forbids a download" if offline else _unreachable(url)
+    reason = "--offline forbids a download" if is_closed() else _unreachable(url)
     if reason:
         raise ModelError(
             f"weights {name}: not in {looked_in}, and {reason}. Copy the file there, or give a local one with "
