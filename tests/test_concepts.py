@@ -117,6 +117,9 @@ def test_the_command_finds_concepts_that_raise_the_shapes(camcli: Camcli, tmp_pa
     ("words", "told"),
     [
         (("-s", "layer=[layer3, layer4]"), "layer gives layer3, layer4: set layer to one of them"),
+        (("--method", "gradcam"), '--method methods=["gradcam"]: dff has one method'),
+        (("--target", "cat"), '--target targets=["cat"]: dff has one method, no targets'),
+        (("-s", "targets.above=0.5"), "--set targets.above=0.5: dff has one method, no targets"),
         (("-s", "methods=dff", "-s", "smoothing=aug"), "set smoothing to none"),
         (("-s", "methods=dff", "-s", "smoothing=eigen"), "'dff' has not"),
     ],

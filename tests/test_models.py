@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -211,6 +212,12 @@ def test_weights_of_torchvisions_inceptions_meet_the_input_that_they_were_traine
         for weights, transformed in (("x.pth", True), ("none", False)):
             config = ModelConfig(source="torchvision", name="inception_v3", weights=weights)
             assert bool(source.build(config, None).module.transform_input) == transformed
+
+
+@pytest.mark.parametrize("fields", [{"num_classes": 5}, {"kwargs": {"in_chans": 1}}])
+def test_the_demo_model_takes_no_other_head_or_arguments(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="the demo model has 12 classes and takes no kwargs"):
+        load_model(ModelConfig.model_validate({"source": "demo", "weights": "none", **fields}), InputConfig())
 
 
 def test_the_classes_of_a_module_are_counted_where_its_weights_are() -> None:

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,7 +249,6 @@ def test_code_runs_only_where_it_is_allowed_and_its_change_is_another_run(
     assert (tmp_path / "ran").exists()
     assert first["model"]["code"] == str(file)
     assert first["model"]["code_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    monkeypatch.delitem(sys.modules, f"camcli_code_{file.resolve()}")
     file.write_text(file.read_text() + "\n")
     ended = camcli("run", STAR, "--out", tmp_path / "out", *words)
     assert (ended.code, "model.code_sha256: " in ended.err) == (2, True)
@@ -268,6 +266,46 @@ def test_a_module_by_its_name_is_found_in_the_current_folder(
         [found] = camcli_package.explain(STAR, RunConfig.model_validate({"model": given}), layer="layer4")
     assert loaded.weights_sha256 is not None
     assert found.predictions[0].label == "class_2"
+
+
+def test_a_file_that_changes_is_run_anew(tmp_path: Path) -> None:
+    file = tmp_path / "my_model.py"
+    given = ModelConfig.model_validate({"source": "python", "path": str(file)})
+    for classes in (3, 4, 3):
+        file.write_text(
+            f"from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, {classes}))\n"
+        )
+        with code_allowed(True):
+            loaded = load_model(given, InputConfig(size=(2, 2)))
+        assert len(loaded.labels) == classes
+        assert loaded.code_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_weights_for_another_head_than_a_function_builds_say_so(tmp_path: Path) -> None:
+    code = "from torch import nn\ndef build(**given):\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
+    (tmp_path / "my_model.py").write_text(code)
+    save_file({"1.weight": torch.ones(5, 12), "1.bias": torch.ones(5)}, tmp_path / "w.safetensors")
+    told = []
+    for more in ({}, {"num_classes": 3}):
+        fields = {"source": "python", "path": str(tmp_path / "my_model.py"), "weights": str(tmp_path / "w.safetensors")}
+        with code_allowed(True), pytest.raises(ModelError) as caught:
+            load_model(ModelConfig.model_validate({**fields, **more}), InputConfig(size=(2, 2)))
+        told.append(str(caught.value))
+    assert "Its head has 5 rows, so it goes with a model of as many classes" in told[0]
+    assert "model.num_classes is 3, but its head has 5 rows" in told[1]
+
+
+@pytest.mark.parametrize("where", ["broken_package.models", "broken_package.inner"])
+def test_a_module_by_its_name_that_fails_is_named_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    file = tmp_path / "broken_package" / ("models.py" if where.endswith("models") else "inner/__init__.py")
+    file.parent.mkdir(parents=True)
+    file.write_text("import torch\n\n1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    with code_allowed(True), pytest.raises(ConfigError) as caught:
+        load_model(ModelConfig.model_validate(f"python/{where}:build"), InputConfig())
+    assert str(caught.value).startswith(f"{file}:3: {where} cannot be imported (ZeroDivisionError")
 
 
 BROKEN: dict[str, tuple[str, str, str]] = {
@@ -373,12 +411,14 @@ def test_graphs_without_gradients_or_layers_are_refused_with_what_to_do(
         tmp_path / "three.pt2",
     )
     (tmp_path / "noise.pt2").write_bytes(b"noise")
+    (tmp_path / "torn.pt2").write_bytes((tmp_path / "three.pt2").read_bytes().replace(b"PK\x01\x02", b"PK\x01\x03"))
     for model, code, sentence in (
         ("source: exported, path: net.onnx", 3, "an ONNX graph, through which no gradient flows"),
         ("source: timm, name: resnet18, weights: net.onnx", 3, "an ONNX graph, through which no gradient flows"),
         ("source: exported, path: net.pt", 3, "a TorchScript archive, whose modules run where no layer can be looked"),
         ("source: exported, path: three.pt2", 2, "takes batches of 3 alone; export it for any number of images"),
         ("source: exported, path: noise.pt2", 3, "not a file that torch.export.save has written"),
+        ("source: exported, path: torn.pt2", 3, "not a file that torch.export.save has written, or damaged"),
         ("source: exported, path: gone.pt2", 2, "no such file; model.path is a file that torch.export.save"),
     ):
         config = tmp_path / "c.yaml"

@@ -285,6 +285,9 @@ def test_who_chose_no_model_is_told_what_the_embedded_one_knows(camcli: Camcli, 
     told = ["knows only twelve drawn shapes; for photographs name one" in camcli(*words).err for _ in range(2)]
     assert told == [True, False]
     assert "drawn shapes" not in camcli("run", tmp_path / "in", "--out", tmp_path / "named", "-m", "demo").err
+    (tmp_path / "l.txt").write_text("\n".join("abcdefghijkl"))
+    said = camcli("run", tmp_path / "in", "--out", tmp_path / "labels", "--labels", tmp_path / "l.txt")
+    assert (said.code, "drawn shapes" in said.err) == (0, False)
 
 
 def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from camcli.results.shard import Shard
 
 _FACTORISING = {"methods": "dff", "targets": "top1", "smoothing": "none"}
-"""What a config says for `camcli run` alone."""
+"""What a config file says for `camcli run` alone, and nobody may say on the command line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,13 +120,17 @@ class DffOptions(Options):
     ] = None
 
     def load(self) -> LoadedConfig:
-        """The config, of which what is meant for `camcli run` alone is left out; raises ConfigError."""
+        """The config, of which what a file says for `camcli run` alone is left out; raises ConfigError."""
         from camcli.cli.options import load
+        from camcli.config.file import with_options
 
+        given = with_options([*self.short(), *(self.overrides or [])])
+        for option, text in given:
+            if text.partition("=")[0].partition(".")[0].strip() in _FACTORISING:
+                raise ConfigError(f"{option} {text}: dff has one method, no targets and no smoothing; leave it out")
         count = [] if self.concepts is None else [("--concepts", f"options.dff.concepts={self.concepts}")]
         own = [("--set", f"{field}={value}") for field, value in _FACTORISING.items()]
-        given = [("--set", text) for text in self.overrides or []]
-        return load(self.config, self.model, [*self.short(), *given, *own, *count])
+        return load(self.config, self.model, [*given, *own, *count])
 
 
 @from_options(RunOptions)
@@ -135,30 +139,31 @@ def run(options: RunOptions) -> None:
     from camcli.results.shard import shard_of
 
     _write_messages(options)
-    config = options.load().config
-    _do(_job(config, options, shard_of(options.shard, os.environ), options.keep_going), options)
+    loaded = options.load()
+    _do(loaded, _job(loaded.config, options, shard_of(options.shard, os.environ), options.keep_going), options)
 
 
 @from_options(DffOptions)
 def dff(options: DffOptions) -> None:
     """Deep feature factorisation: the concepts that all images share, one colour each, and the classes they raise."""
     _write_messages(options)
-    _do(_job(options.load().config, options), options)
+    loaded = options.load()
+    _do(loaded, _job(loaded.config, options), options)
 
 
 def _write_messages(options: Options) -> None:
     console.write_messages(options.log_format == "json", options.quiet)
 
 
-def _do(job: Job, options: Options) -> None:
+def _do(loaded: LoadedConfig, job: Job, options: Options) -> None:
     """Do the job, or say what it would do; exits with the run's exit code."""
     if options.dry_run:
         summary.print_plan([item.id for item in job.mine], options.out, options.json_, _measured(job))
         summary.print_skipped(job.skipped_files, bool(options.ext))
         return
     if not options.quiet:
-        _announce(job, options)
-    raise typer.Exit(_run(job, options))
+        _announce(loaded, job, options)
+    raise typer.Exit(_run(loaded, job, options))
 
 
 def _job(config: RunConfig, options: Options, shard: Shard | None = None, keep_going: bool = False) -> Job:
@@ -233,13 +238,12 @@ def _measured(job: Job) -> Estimate | CamcliError:
         return error
 
 
-def _announce(job: Job, options: Options) -> None:
+def _announce(loaded: LoadedConfig, job: Job, options: Options) -> None:
     """Say what is about to happen, and in the first run what the model that nobody chose is for."""
     from camcli.results.manifest import NOTHING
 
     summary.announce(job.config, len(job.mine))
-    chosen = options.config or options.model or any(text.startswith("model") for text in options.overrides or ())
-    if not chosen and job.earlier().manifest == NOTHING:
+    if loaded.embedded and job.earlier().manifest == NOTHING:
         summary.announce_embedded()
     if job.shard:
         by_default = not isinstance(options, RunOptions) or options.shard is None
@@ -250,7 +254,7 @@ def _announce(job: Job, options: Options) -> None:
     _warn_of_mixing(options.inputs, options.out)
 
 
-def _run(job: Job, options: Options) -> int:
+def _run(loaded: LoadedConfig, job: Job, options: Options) -> int:
     """Do what is left to do, print and write what was asked for, and return the exit code."""
     from camcli.pipeline.job import settled
     from camcli.results.doubts import doubts
@@ -259,7 +263,7 @@ def _run(job: Job, options: Options) -> int:
         return code
     earlier = job.earlier()
     ended = settled(job, earlier)
-    report, manifest = ended or _perform(job, options)
+    report, manifest = ended or _perform(loaded, job, options)
     left = earlier if ended else job.earlier()
     if options.junit:
         from camcli.results.junit import write_junit
@@ -333,7 +337,7 @@ def _concepts(job: Job) -> Sequence[Concept]:
     return learnt.concepts if learnt else ()
 
 
-def _perform(job: Job, options: Options) -> tuple[RunReport, Manifest]:
+def _perform(loaded: LoadedConfig, job: Job, options: Options) -> tuple[RunReport, Manifest]:
     """Run with progress on standard error, stopping on signals; returns the report and the manifest."""
     from camcli.cli.progress import Progress
     from camcli.pipeline.interrupt import Interrupt
@@ -345,7 +349,7 @@ def _perform(job: Job, options: Options) -> tuple[RunReport, Manifest]:
         from camcli.pipeline.preflight import check_options
         from camcli.pipeline.run import perform
 
-        check_options(options.load())
+        check_options(loaded)
         outcome = perform(job, progress, interrupt)
     summary.print_failures(progress.first, progress.failed)
     return outcome.report, outcome.manifest

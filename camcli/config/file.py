@@ -39,10 +39,14 @@ Marks = dict[Place, str]
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """A config and where its values came from: dotted field -> `file:line:column` or `--set`; absent: default."""
+    """A config and where its values came from: dotted field -> `file:line:column` or `--set`; absent: default.
+
+    embedded: nobody named a file or a model, so the model is the embedded one.
+    """
 
     config: RunConfig
     origins: Mapping[str, str]
+    embedded: bool = False
 
     def place(self, field: str) -> str:
         """Where the value of a dotted field came from: its own place, or that of what stands for its section."""
@@ -57,9 +61,9 @@ def load_config(path: Path | None, overrides: Sequence[Override] = ()) -> Loaded
     Without a path it is that of the embedded model, unless the overrides choose a model: then all defaults.
     """
     marks: Marks = {}
-    named = [("--set", override) if isinstance(override, str) else override for override in overrides]
-    if path is None and not any(override.startswith("model") for _, override in named):
-        path = DEFAULT_CONFIG
+    named = with_options(overrides)
+    embedded = path is None and not any(override.startswith("model") for _, override in named)
+    path = DEFAULT_CONFIG if embedded else path
     values = _read_file(path, marks) if path else {}
     for option, override in named:
         _apply(option, override, values, marks)
@@ -67,7 +71,13 @@ def load_config(path: Path | None, overrides: Sequence[Override] = ()) -> Loaded
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_sentences(error, marks, path))) from None
-    return LoadedConfig(config, {".".join(map(str, place)): mark for place, mark in marks.items() if place})
+    origins = {".".join(map(str, place)): mark for place, mark in marks.items() if place}
+    return LoadedConfig(config, origins, embedded)
+
+
+def with_options(overrides: Sequence[Override]) -> list[tuple[str, str]]:
+    """Each `field=value` with the option that it was given by."""
+    return [("--set", override) if isinstance(override, str) else override for override in overrides]
 
 
 def config_of(values: Mapping[str, Any]) -> RunConfig:

@@ -10,9 +10,10 @@ from pathlib import Path
 from torch import nn
 
 from camcli.config.model import ModelConfig
+from camcli.errors import ConfigError
 from camcli.images.preprocess import Preprocess
 from camcli.models.checkpoint import read_checkpoint
-from camcli.models.fit import Built, build_with
+from camcli.models.fit import Built, filled
 from camcli.models.loaded import Entry
 
 LABELS = (
@@ -49,7 +50,9 @@ def entry(name: str, count_parameters: bool) -> Entry:
 
 
 def check(config: ModelConfig) -> None:
-    """It is always here."""
+    """It is always here; raises ConfigError for another head or other arguments, which it does not take."""
+    if config.kwargs or config.num_classes not in (None, len(LABELS)):
+        raise ConfigError(f"the demo model has {len(LABELS)} classes and takes no kwargs; name a model, to have others")
 
 
 def pretrained_file(config: ModelConfig) -> Path:
@@ -59,16 +62,13 @@ def pretrained_file(config: ModelConfig) -> Path:
 
 def build(config: ModelConfig, file: Path | None) -> Built:
     """The module with the weights of `file`, or random ones."""
-    if file is None:
-        return Built(_make())
-    return build_with(_make, read_checkpoint(file, config.checkpoint_key), len(LABELS), "the demo model")
-
-
-def _make(classes: int | None = len(LABELS)) -> nn.Module:
     import timm
 
-    module: nn.Module = timm.create_model(ARCH, num_classes=classes, **KWARGS)
-    return module
+    check(config)
+    module: nn.Module = timm.create_model(ARCH, num_classes=len(LABELS), **KWARGS)
+    if file is None:
+        return Built(module)
+    return filled(module, read_checkpoint(file, config.checkpoint_key), None, "the demo model")
 
 
 def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess:

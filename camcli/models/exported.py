@@ -20,6 +20,7 @@ from camcli.errors import ConfigError, ModelError, NoGradientError, short
 from camcli.models.code import require_permission
 from camcli.models.fit import Built
 from camcli.models.loaded import Entry
+from camcli.models.weights import refuse_onnx
 
 _DYNAMIC = "torch.export.export(model.eval(), (images,), dynamic_shapes=({0: torch.export.Dim('batch')},))"
 
@@ -41,20 +42,19 @@ def check(config: ModelConfig) -> None:
         raise ConfigError(f"{file}: no such file; model.path is a file that torch.export.save has written")
     if config.weights not in ("pretrained", str(file)) or config.num_classes or config.kwargs:
         raise ConfigError(f"{file}: an exported program holds its weights: leave out weights, num_classes and kwargs")
-    refuse_without_gradient(file)
-    if not zipfile.is_zipfile(file):
-        raise ModelError(f"{file}: not a file that torch.export.save has written")
+    refuse_onnx(file)
+    entries = _entries(file)
+    if any("/code/" in f"/{name}" for name in entries) and any(name.endswith("constants.pkl") for name in entries):
+        raise NoGradientError(f"{file}: a TorchScript archive, whose modules run where no layer can be looked into")
 
 
-def refuse_without_gradient(file: Path) -> None:
-    """Raises NoGradientError for ONNX and TorchScript."""
-    if file.suffix.lower() == ".onnx":
-        raise NoGradientError(f"{file}: an ONNX graph, through which no gradient flows")
-    if zipfile.is_zipfile(file):
+def _entries(file: Path) -> list[str]:
+    """What the archive holds; raises ModelError for what is none, or a damaged one."""
+    try:
         with zipfile.ZipFile(file) as archive:
-            entries = archive.namelist()
-        if any("/code/" in f"/{name}" for name in entries) and any(name.endswith("constants.pkl") for name in entries):
-            raise NoGradientError(f"{file}: a TorchScript archive, whose modules run where no layer can be looked into")
+            return archive.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{file}: not a file that torch.export.save has written, or damaged: {short(error)}") from None
 
 
 def pretrained_file(config: ModelConfig) -> Path:

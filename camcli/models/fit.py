@@ -62,6 +62,16 @@ def build_with(
     return Built(module, checkpoint.labels, fit.notes(checkpoint.path))
 
 
+def filled(module: nn.Module, checkpoint: Checkpoint, classes: int | None, model: str) -> Built:
+    """A module, whose head stays as it is, with the weights of `checkpoint`; raises ModelError.
+
+    classes: as many as were asked for. model: what to call it.
+    """
+    fit = fitted(checkpoint, module.state_dict())
+    load(module, fit, checkpoint.path, model, classes)
+    return Built(module, checkpoint.labels, fit.notes(checkpoint.path))
+
+
 def fitted(checkpoint: Checkpoint, names: Collection[str]) -> Fit:
     """The tensors without the prefix that makes most of them fit `names`; what has another prefix is left out."""
     prefix = _prefix(checkpoint.path, checkpoint.tensors, names)
@@ -173,7 +183,9 @@ def _advice(
     classes: int | None,
 ) -> str:
     rows = head_rows(tensors, shapes)
-    if not missing and not more and rows is not None and classes is not None:
+    if not missing and not more and rows is not None:
+        if classes is None:
+            return f"Its head has {rows} rows, so it goes with a model of as many classes"
         return f"model.num_classes is {classes}, but its head has {rows} rows: set it to {rows}, or leave it out"
     if not missing and not more and (channels := _channels(tensors, shapes, other)):
         return f"It takes images of {channels} channels: set model.kwargs.in_chans and input.channels to {channels}"

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +27,7 @@ from camcli.errors import CamcliError, ConfigError, short
 from camcli.images.preprocess import Preprocess
 from camcli.models.checkpoint import read_checkpoint
 from camcli.models.code import require_permission
-from camcli.models.fit import Built, build_with
+from camcli.models.fit import Built, filled
 from camcli.models.loaded import Entry
 from camcli.models.output import described
 from camcli.models.weights import sha256, sha256_of_tensors
@@ -63,15 +64,12 @@ def build(config: ModelConfig, file: Path | None) -> Built:
     code = _imported(where)
     source = Path(str(code.__file__))
 
-    def make(classes: int | None) -> nn.Module:
-        head = {} if config.num_classes is None else {"num_classes": config.num_classes}
-        return _module(code, function, {**head, **config.kwargs})
-
+    head = {} if config.num_classes is None else {"num_classes": config.num_classes}
+    module = _module(code, function, {**head, **config.kwargs})
     digest = sha256(source)
     if file is not None:
-        found = build_with(make, read_checkpoint(file, config.checkpoint_key), config.num_classes or 0, config.name)
-        return Built(found.module, found.labels, found.notes, code=source, code_sha256=digest)
-    module = make(None)
+        found = filled(module, read_checkpoint(file, config.checkpoint_key), config.num_classes, config.name)
+        return replace(found, code=source, code_sha256=digest)
     return Built(module, code=source, code_sha256=digest, weights_sha256=sha256_of_tensors(module.state_dict()))
 
 
@@ -79,14 +77,8 @@ def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess | Mapping[s
     """What the second function returns: fields of `input`, or a Preprocess; None without one."""
     if config.preprocess is None:
         return None
-    where, _ = _place(config)
-    code = _imported(where)
-    if ":" in config.preprocess:
-        name, _, function = config.preprocess.partition(":")
-        code = _imported(name)
-    else:
-        function = config.preprocess
-    found = _call(code, function, {})
+    name, _, function = config.preprocess.rpartition(":")
+    found = _call(_imported(name or _place(config)[0]), function, {})
     if isinstance(found, Preprocess):
         return found
     try:
@@ -122,15 +114,23 @@ def _findable(folder: str) -> Iterator[None]:
 
 
 def _imported(where: Path | str) -> ModuleType:
-    """The module of a file or of a name, run once; raises ConfigError for what it raises."""
-    name = f"camcli_code_{where.resolve()}" if isinstance(where, Path) else where
+    """The module of a file, run once as long as it does not change, or of a name; raises ConfigError for its errors."""
+    name = f"camcli_code_{sha256(where)}_{where.resolve()}" if isinstance(where, Path) else where
     if name in sys.modules:
         return sys.modules[name]
     with _findable(str(where.parent.resolve()) if isinstance(where, Path) else os.getcwd()):
         try:
             return _run_file(name, where) if isinstance(where, Path) else importlib.import_module(where)
         except Exception as error:
-            raise _of_the_user(f"{where} cannot be imported", error, str(where)) from None
+            raise _of_the_user(f"{where} cannot be imported", error, *_files(where)) from None
+
+
+def _files(where: Path | str) -> tuple[str, ...]:
+    """How the paths of a module's file may end."""
+    if isinstance(where, Path):
+        return (str(where),)
+    path = where.replace(".", os.sep)
+    return f"{path}.py", os.path.join(path, "__init__.py")
 
 
 def _run_file(name: str, file: Path) -> ModuleType:
@@ -169,8 +169,8 @@ def _call(code: ModuleType, function: str, kwargs: Mapping[str, Any]) -> Any:
             raise _of_the_user(f"{function}() failed", error, str(code.__file__)) from None
 
 
-def _of_the_user(what: str, error: Exception, file: str) -> ConfigError:
-    """With the last line of the user's file that the error went through."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(file)]
-    place = f"{file}:{frames[-1].lineno}: " if frames else ""
+def _of_the_user(what: str, error: Exception, *files: str) -> ConfigError:
+    """With the last line of the user's file, whose path ends like one of `files`, that the error went through."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(files)]
+    place = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
     return ConfigError(f"{place}{what} ({type(error).__name__}: {short(error)})")

@@ -16,14 +16,14 @@ from torch import nn
 
 from camcli.config.model import ModelConfig, Source
 from camcli.config.schema import InputConfig
-from camcli.errors import CamcliError, ConfigError, ModelError, NoGradientError, short
+from camcli.errors import CamcliError, ConfigError, ModelError, short
 from camcli.images.preprocess import Preprocess
 from camcli.models.fit import Built
 from camcli.models.labels import given_labels
 from camcli.models.loaded import Entry, LoadedModel
 from camcli.models.offline import no_network
 from camcli.models.output import described, pick
-from camcli.models.weights import recognise, sha256
+from camcli.models.weights import recognise, refuse_onnx, sha256
 from camcli.registry import did_you_mean
 
 SOURCES = get_args(Source)
@@ -245,8 +245,7 @@ def weights_file(config: ModelConfig) -> Path:
     if not file.is_file():
         raise ModelError(f"{file}: no such weights file; model.weights is a file, `pretrained` or `none`")
     recognise(file)
-    if file.suffix.lower() == ".onnx":
-        raise NoGradientError(f"{file}: an ONNX graph, through which no gradient flows")
+    refuse_onnx(file)
     return file
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
-from camcli.errors import ModelError
+from camcli.errors import ModelError, NoGradientError
 from camcli.models.checkpoint import INDEX, shards
 from camcli.models.offline import is_closed
 
@@ -54,6 +54,12 @@ def recognise(path: Path) -> None:
     for start, what in _IMPOSTORS.items():
         if head.startswith(start):
             raise ModelError(f"{path}: not weights but {what}")
+
+
+def refuse_onnx(path: Path) -> None:
+    """Raises NoGradientError for a file of that name."""
+    if path.suffix.lower() == ".onnx":
+        raise NoGradientError(f"{path}: an ONNX graph, through which no gradient flows")
 
 
 def hub_file(url: str) -> Path:
