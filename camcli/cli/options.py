@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_type_hints
@@ -137,7 +137,7 @@ def targets(values: list[str]) -> Any:
     return [int(value) if value.isdecimal() else value for value in wanted]
 
 
-def load(config: Path | None, model: str | None, overrides: list[Override] | list[str] | None) -> LoadedConfig:
+def load(config: Path | None, model: str | None, overrides: Sequence[Override] | None) -> LoadedConfig:
     """The config that --config, --model and overrides describe together; raises ConfigError where it is not valid."""
     from camcli.config.file import load_config
 

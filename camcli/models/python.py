@@ -140,7 +140,8 @@ def _run_file(name: str, file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look there
     try:
-        spec.loader.exec_module(module)
+        # not by the loader, which may take bytecode of what the file was a moment ago
+        exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
     except BaseException:
         del sys.modules[name]
         raise
