@@ -73,4 +73,6 @@ def baseline(
     from camcli.analysis.baseline import write_baseline
 
     found = write_baseline(out, file)
-    console.say(f"{file}: {len(found.answers)} images, {file.stat().st_size} bytes")
+    console.say(
+        f"{file}: {console.counted(len(found.answers), 'image')}, {console.counted(file.stat().st_size, 'byte')}"
+    )

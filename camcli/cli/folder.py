@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from camcli.cli import console, summary
-from camcli.cli.options import CheckOption, ConfigOption, JsonOption, SetOption, folder_name, load
+from camcli.cli.options import CheckOption, JsonOption, SetOption, folder_name, load
 from camcli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,12 +63,17 @@ def export(
     """Write a run as a table, with a row for each image and heatmap, for pandas, DuckDB and spreadsheets."""
     from camcli.analysis.export import export as write
 
-    console.say(f"{file}: {write(out, file)} rows")
+    console.say(f"{file}: {console.counted(write(out, file), 'row')}")
 
 
 def paint(
     out: Annotated[Path, typer.Argument(parser=folder_name, metavar="OUT", help="Run folder with kept maps.")],
-    config: ConfigOption = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", rich_help_panel="Config", metavar="FILE", help="YAML; without one: the look of the run."
+        ),
+    ] = None,
     overrides: SetOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing unless something is left.")] = False,
     json_: JsonOption = False,

@@ -14,6 +14,7 @@ import typer
 
 from camcli.cli import completion
 from camcli.errors import ConfigError
+from camcli.models.code import VARIABLE as ALLOW_CODE
 
 if TYPE_CHECKING:
     from camcli.config.file import LoadedConfig, Override
@@ -26,18 +27,18 @@ def _of_config(*names: str, **about: Any) -> Any:
     return typer.Option(*names, rich_help_panel="Config", **about)
 
 
-def folder_name(name: str) -> Path:
-    """The parser of an output folder; raises ConfigError for an empty name, as an unset shell variable gives it."""
-    if not name:
-        raise ConfigError("the name of the output folder is empty; name one, such as heatmaps (is a variable not set?)")
-    return Path(name)
+def _named(what: str, example: str) -> Callable[[str], Path]:
+    """A parser that raises ConfigError for an empty name, as an unset shell variable gives it."""
+
+    def parse(name: str) -> Path:
+        if not name:
+            raise ConfigError(f"the name of the {what} is empty; name one, such as {example} (is a variable not set?)")
+        return Path(name)
+
+    return parse
 
 
-def junit_name(name: str) -> Path:
-    """The parser of a JUnit file; raises ConfigError for an empty name."""
-    if not name:
-        raise ConfigError("the name of the JUnit file is empty; name one, such as junit.xml (is a variable not set?)")
-    return Path(name)
+folder_name, junit_name = _named("output folder", "heatmaps"), _named("JUnit file", "junit.xml")
 
 
 ConfigOption = Annotated[
@@ -70,7 +71,7 @@ CheckOption = Annotated[
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Never touch the network.")]
 AllowCodeOption = Annotated[
     bool,
-    typer.Option("--allow-code", envvar="CAMCLI_ALLOW_CODE", help="Let a config run the Python that builds its model."),
+    typer.Option("--allow-code", envvar=ALLOW_CODE, help="Let a config run the Python that builds its model."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 

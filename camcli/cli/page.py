@@ -40,8 +40,8 @@ def report(
     if json_:
         console.print_json({"page": str(shown), "images": packed or built.images, "fresh": built.fresh})
     else:
-        console.say(f"{built.index}: {built.images} images, {built.fresh} of them new or changed")
+        console.say(f"{built.index}: {console.counted(built.images, 'image')}, {built.fresh} of them new or changed")
         if single_file:
-            console.say(f"{single_file}: {packed} images")
+            console.say(f"{single_file}: {console.counted(packed, 'image')}")
     if open_:
         webbrowser.open(shown.absolute().as_uri())

@@ -1,4 +1,4 @@
-"""From cells of a heatmap to pixels of the original image, through the box that the model saw."""
+"""From the values of a heatmap to pixels of the original image, through the box that the model saw."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def place(heat: Heat, seen: Box, width: int, height: int) -> tuple[Region, Image
     """Where `heat` [h,w] lies on an image of `width` x `height` px, and how it looks there.
 
     Returns the pixel region (left, top, right, bottom), whose pixel centres lie in `seen`, and a grey image of
-    its size: bilinear between cell centres, edge cells continued, 0..1 as 0..255.
+    its size: bilinear between the centres of locations, those at the edge continued, 0..1 as 0..255.
     """
     [placed] = strips(heat, seen, width, height, width * height)
     return placed
@@ -32,12 +32,12 @@ def strips(heat: Heat, seen: Box, width: int, height: int, pixels: int) -> Itera
     """What `place` returns, from top to bottom in strips of whole rows with about `pixels` pixels."""
     left, top, right, bottom = found = region(seen, width, height)
     h = len(heat)
-    cells = Image.fromarray(np.rint(_bordered(heat) * 255).astype(np.uint8))
+    values = Image.fromarray(np.rint(_bordered(heat) * 255).astype(np.uint8))
     u0, v0, u1, v1 = window = _window(heat, seen, found)
     if v1 - v0 > bottom - top:
-        yield (left, top, right, bottom), cells.resize((right - left, bottom - top), _BILINEAR, box=window)
+        yield (left, top, right, bottom), values.resize((right - left, bottom - top), _BILINEAR, box=window)
         return
-    across = np.asarray(cells.resize((right - left, h + 2), _BILINEAR, box=(u0, 0, u1, h + 2)), dtype=np.float32)
+    across = np.asarray(values.resize((right - left, h + 2), _BILINEAR, box=(u0, 0, u1, h + 2)), dtype=np.float32)
     rows = max(1, pixels // (right - left))
     for y in range(top, bottom, rows):
         end = min(y + rows, bottom)
@@ -49,8 +49,8 @@ def field(heat: Heat, seen: Box, width: int, height: int, most: int) -> tuple[Re
     """What `place` returns, but float32, and with at most `most` values along each side of the region."""
     left, top, right, bottom = found = region(seen, width, height)
     size = min(right - left, most), min(bottom - top, most)
-    cells = Image.fromarray(np.asarray(_bordered(heat), dtype=np.float32))
-    return found, np.asarray(cells.resize(size, _BILINEAR, box=_window(heat, seen, found)))
+    values = Image.fromarray(np.asarray(_bordered(heat), dtype=np.float32))
+    return found, np.asarray(values.resize(size, _BILINEAR, box=_window(heat, seen, found)))
 
 
 def region(seen: Box, width: int, height: int) -> Region:
@@ -61,7 +61,7 @@ def region(seen: Box, width: int, height: int) -> Region:
 
 
 def _bordered(heat: Heat) -> Heat:
-    """One more cell at each side, as hot as the cell beside it."""
+    """One more location at each side, as hot as the one beside it."""
     return np.pad(heat, 1, mode="edge")
 
 
@@ -69,7 +69,7 @@ def _window(heat: Heat, seen: Box, found: Region) -> tuple[float, float, float, 
     """Where a region of the image lies in the map with its border."""
     h, w = heat.shape
     left, top, right, bottom = found
-    return *_cells(left, top, seen, w, h), *_cells(right, bottom, seen, w, h)
+    return *_locations(left, top, seen, w, h), *_locations(right, bottom, seen, w, h)
 
 
 def _between(rows: NDArray[np.float32], at: NDArray[np.float64]) -> Image.Image:
@@ -95,17 +95,17 @@ def _pixels(low: float, high: float, limit: int) -> tuple[int, int]:
     return first, last
 
 
-def _cells(x: float, y: float, seen: Box, w: int, h: int) -> tuple[float, float]:
-    """Image coordinates -> coordinates of the map with one cell of border."""
+def _locations(x: float, y: float, seen: Box, w: int, h: int) -> tuple[float, float]:
+    """Image coordinates -> coordinates of the map with one location of border."""
     u = (x - seen.x0) / seen.width * w + 1
     v = (y - seen.y0) / seen.height * h + 1
     return min(max(u, 0.0), w + 2.0), min(max(v, 0.0), h + 2.0)
 
 
 def peak(heat: Heat, seen: Box, width: int, height: int) -> tuple[int, int] | None:
-    """The pixel [x, y] at the centre of the hottest cell; None for a map without heat.
+    """The pixel [x, y] at the centre of the hottest location; None for a map without heat.
 
-    Cells whose centre lies on the image come first; an image thinner than a cell may have none.
+    Locations whose centre lies on the image come first; an image thinner than one may have none.
     """
     if not heat.any():
         return None

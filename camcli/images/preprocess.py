@@ -74,10 +74,7 @@ def model_input(image: Image.Image, preprocess: Preprocess) -> tuple[Pixels, Box
     larger than the resized image is filled with the mean colour.
     """
     h, w = preprocess.size
-    width, height = image.size
-    full_w, full_h = full_size(width, height, preprocess)
-    left, top = round((full_w - w) / 2), round((full_h - h) / 2)
-    per_x, per_y = width / full_w, height / full_h
+    (left, top), (full_w, full_h), (per_x, per_y) = _window(image.size, preprocess)
     inner = (max(left, 0), max(top, 0), min(left + w, full_w), min(top + h, full_h))
     region = (inner[0] * per_x, inner[1] * per_y, inner[2] * per_x, inner[3] * per_y)
     size = (inner[2] - inner[0], inner[3] - inner[1])
@@ -93,10 +90,17 @@ def model_input(image: Image.Image, preprocess: Preprocess) -> tuple[Pixels, Box
 
 def seen_of(size: tuple[int, int], preprocess: Preprocess) -> Box:
     """The box of an image of `size` that the model's input covers."""
-    (h, w), (full_w, full_h) = preprocess.size, full_size(*size, preprocess)
-    left, top = round((full_w - w) / 2), round((full_h - h) / 2)
-    per_x, per_y = size[0] / full_w, size[1] / full_h
+    (h, w), ((left, top), _, (per_x, per_y)) = preprocess.size, _window(size, preprocess)
     return Box(left * per_x, top * per_y, (left + w) * per_x, (top + h) * per_y)
+
+
+def _window(
+    size: tuple[int, int], preprocess: Preprocess
+) -> tuple[tuple[int, int], tuple[int, int], tuple[float, float]]:
+    """Where the input begins in the resized image, (x, y); that image's `full_size`; pixels of `size` in one of its."""
+    (h, w), (full_w, full_h) = preprocess.size, full_size(*size, preprocess)
+    corner = round((full_w - w) / 2), round((full_h - h) / 2)
+    return corner, (full_w, full_h), (size[0] / full_w, size[1] / full_h)
 
 
 def full_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 from camcli.errors import ConfigError
 from camcli.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from timm.data import ImageNetInfo
 
 SHOWN = 10
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -69,8 +73,12 @@ def wordnet_ids(labels: tuple[str, ...]) -> tuple[str, ...]:
     if subset is None:
         return ()
     info = ImageNetInfo(subset)
-    known = tuple(info.index_to_description(i) for i in range(info.num_classes()))
-    return tuple(info.label_names()) if labels in (known, _of_torchvision()) else ()
+    return tuple(info.label_names()) if labels in (descriptions(info), _of_torchvision()) else ()
+
+
+def descriptions(info: ImageNetInfo) -> tuple[str, ...]:
+    """The labels of ImageNet's classes, or those of a part of it, as timm has them."""
+    return tuple(info.index_to_description(i) for i in range(info.num_classes()))
 
 
 def _of_torchvision() -> tuple[str, ...]:

@@ -30,8 +30,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A classifier ready to explain: module maps float32 [B,3,H,W] to logits [B,K], in eval mode and frozen.
+    """A classifier ready to explain: module maps float32 [B,C,H,W] to logits [B,K], in eval mode and frozen.
 
+    C: as many as `preprocess` has channels.
     labels: one for each of the K classes.
     weights: where they came from, for the manifest; weights_sha256 is None for random ones.
     code, code_sha256: the Python file that built the module, where it is the user's.

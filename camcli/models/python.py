@@ -141,7 +141,7 @@ def _run_file(name: str, file: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look there
     try:
         # not by the loader, which may take bytecode of what the file was a moment ago
-        exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
+        exec(compile(file.read_bytes(), str(file), "exec", dont_inherit=True), vars(module))
     except BaseException:
         del sys.modules[name]
         raise

@@ -22,6 +22,7 @@ from camcli.errors import CamcliError, ConfigError, ModelError, short
 from camcli.images.preprocess import Preprocess
 from camcli.models import hub, weights
 from camcli.models.checkpoint import Checkpoint, read_checkpoint
+from camcli.models.classes import descriptions
 from camcli.models.fit import CHECK, Built, build_with, fitted, head_rows, shapes_of, unfit
 from camcli.models.labels import labels_in, ordered
 from camcli.models.loaded import Entry
@@ -204,10 +205,7 @@ def labels(config: ModelConfig, module: nn.Module | None) -> tuple[str, ...] | N
     if own := _own_labels(config):
         return own
     subset = infer_imagenet_subset(module or _head(config))
-    if subset is None:
-        return None
-    info = ImageNetInfo(subset)
-    return tuple(info.index_to_description(i) for i in range(info.num_classes()))
+    return None if subset is None else descriptions(ImageNetInfo(subset))
 
 
 def _head(config: ModelConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from camcli.models.checkpoint import Checkpoint, read_checkpoint
 from camcli.models.fit import Built, build_with
 from camcli.models.loaded import Entry
 from camcli.models.names import unknown
+from camcli.models.source import IMAGENET_MEAN, IMAGENET_STD
 
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)(?=\.)")
@@ -92,8 +93,7 @@ def preprocess(config: ModelConfig, module: nn.Module) -> Preprocess:
     """As `weights.transforms()` says."""
     entry = _entry(config.name)
     if entry is None:
-        imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        return Preprocess((224, 224), (256, 256), *imagenet, "bilinear", "center")
+        return Preprocess((224, 224), (256, 256), IMAGENET_MEAN, IMAGENET_STD, "bilinear", "center")
     recipe = entry.transforms()
     trained, resize = recipe.crop_size[0], recipe.resize_size[0]
     side = cast(int, config.kwargs.get("image_size", trained))
