@@ -24,6 +24,7 @@ from camcli.engine.engine import Engine, Explanation
 from camcli.engine.layers import Layout, Tap, TargetLayer, resolve_layer
 from camcli.engine.methods import METHODS, Batch, LayerView
 from camcli.engine.methods.gradient import Similar, finer_weights
+from camcli.engine.methods.options import options_of
 from camcli.engine.methods.table import listed, markdown
 from camcli.engine.targets import Target, likeliest
 from camcli.errors import ItemError, MethodError
@@ -41,6 +42,11 @@ SIDE = 64
 CHEAP = OptionsConfig(
     chunk=8, max_channels=6, patch=32, stride=32, steps=3, samples=2, masks=8, iterations=4, side=7, tv=0.1, l1=0.001
 )
+OTHER = OptionsConfig.model_validate(
+    {"max_channels": 3, "patch": 16, "stride": 16, "steps": 2, "samples": 1, "masks": 4, "iterations": 2, "side": 8}
+    | {"similar": 1, "gaussian": True, "deviations": 0.5, "gamma": 0.7}
+)
+"""Unlike `CHEAP` in an option of every method."""
 NAMES = list(METHODS)
 BEFORE_HEAD = ("cam", "gradcam", "hirescam", "xgradcam")
 SEARCHED = ("igos", "igos++")
@@ -142,6 +148,29 @@ def test_a_chunk_changes_speed_and_memory_alone(name: str) -> None:
 
     for [a], [b] in zip(explained(3), explained(4), strict=True):
         assert np.abs(a.heat - b.heat).max() < (1e-3 if name in SEARCHED else 1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if METHODS.get(n).options])
+def test_other_options_for_the_same_pass_give_a_map_of_their_own(name: str) -> None:
+    engine = Engine(small(), [layer_of("conv2")], [METHODS.get(name)], options=CHEAP)
+    other = engine.running(engine.methods)
+    other.options = options_of(engine.methods, OTHER)
+    inputs = engine.normalise(pixels(1))
+    done, asked = engine.forward(inputs), target_weights(1)
+    before, after, alone = (
+        one.methods[0].compute(*one.views(seen, asked))[0]
+        for one, seen in ((engine, done), (other, done), (other, engine.forward(inputs)))
+    )
+    assert torch.equal(after, alone)
+    assert not torch.allclose(before, after, rtol=1e-4, atol=1e-7)
+
+
+def test_target_weights_of_no_round_are_refused() -> None:
+    asked, none = target_weights(0), nn.Identity()
+    batch = Batch(torch.zeros(1, 3, 1, 1), asked, target_weights(1), none, none, rounds=(asked,))
+    assert replace(batch, target_weights=asked).turn == 0
+    with pytest.raises(ValueError, match="none of its rounds"):
+        _ = batch.turn
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -79,7 +79,7 @@ def _searched(batch: Batch, name: str, options: Search, masks: int) -> Tensor:
             found.append(1 - problem.shown(minimised(problem, options.iterations))[: len(group)])
         return torch.cat(found)
 
-    return batch.for_every_target(name, compute)
+    return batch.for_every_target(f"{name} {options}", compute)
 
 
 @dataclass(frozen=True)

@@ -32,15 +32,20 @@ class Channels(Section):
 )
 def scorecam(view: LayerView, options: Channels) -> Tensor:
     """softmax_c(score of the image under channel c as a mask) A_c; a channel of zeros adds nothing and is skipped."""
+    return _weighed(view, options, lambda image, channels: _scored(view, image, channels, options, 1.0))
+
+
+def _weighed(view: LayerView, options: Channels, logits_of: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """softmax_c(score_c) A_c; logits_of: gives those [n,K] that an image has under each of n channels."""
     weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
     for image in view.batch.asked:
         channels = view.channels(image, options.max_channels)
-        logits = _scored(view, image, channels, 1.0)
-        weights[image, channels] = (logits @ view.batch.target_weights[image]).softmax(dim=0)
+        scores = logits_of(image, channels) @ view.batch.target_weights[image]
+        weights[image, channels] = scores.softmax(dim=0)
     return weights[:, :, None, None] * view.activations
 
 
-class Parts(Channels):
+class Shares(Channels):
     """Options of iscam."""
 
     steps: Positive = Field(10, description="Points on the way from an empty mask to the whole one.")
@@ -51,24 +56,23 @@ class Parts(Channels):
     ("activations", "scores"),
     "`steps` forwards per channel",
     "https://arxiv.org/abs/2010.03023",
-    options=Parts,
+    options=Shares,
     good_for="Score-CAM where scores saturate",
 )
-def iscam(view: LayerView, options: Parts) -> Tensor:
+def iscam(view: LayerView, options: Shares) -> Tensor:
     """softmax_c(mean_t score of the image under t times channel c as a mask) A_c, t = 1/steps, 2/steps, ..., 1."""
-    weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
-    for image in view.batch.asked:
-        channels = view.channels(image, options.max_channels)
-        parts = [(i + 1) / options.steps for i in range(options.steps)]
-        logits = torch.stack([_scored(view, image, channels, part) for part in parts]).mean(dim=0)
-        weights[image, channels] = (logits @ view.batch.target_weights[image]).softmax(dim=0)
-    return weights[:, :, None, None] * view.activations
+    shares = [(i + 1) / options.steps for i in range(options.steps)]
+
+    def mean(image: int, channels: Tensor) -> Tensor:
+        return torch.stack([_scored(view, image, channels, options, share) for share in shares]).mean(dim=0)
+
+    return _weighed(view, options, mean)
 
 
-def _scored(view: LayerView, image: int, channels: Tensor, part: float) -> Tensor:
-    """[n,K] as `masked_logits`, once for every method and target that asks for this `part` of these masks."""
-    key = f"masked {image} by {len(channels)}, times {part}"
-    return view.once(key, lambda: masked_logits(view, image, channels, lambda mask: part * mask))
+def _scored(view: LayerView, image: int, channels: Tensor, options: Channels, share: float) -> Tensor:
+    """[n,K] as `masked_logits`, once for every method and target that asks for this `share` of these masks."""
+    key = f"masked {image} by {options.max_channels}, times {share}"
+    return view.once(key, lambda: masked_logits(view, image, channels, lambda mask: share * mask))
 
 
 class NoisyMasks(Channels):
@@ -88,12 +92,12 @@ class NoisyMasks(Channels):
 )
 def sscam(view: LayerView, options: NoisyMasks) -> Tensor:
     """softmax_c(mean over noise n of the score of the image under channel c + n as a mask) A_c; all meet one noise."""
-    weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
-    for image in view.batch.asked:
-        channels = view.channels(image, options.max_channels)
-        logits = view.once(f"noisy masks {image}", partial(_noisy_logits, view, image, channels, options))
-        weights[image, channels] = (logits @ view.batch.target_weights[image]).softmax(dim=0)
-    return weights[:, :, None, None] * view.activations
+
+    def noisy(image: int, channels: Tensor) -> Tensor:
+        key = f"noisy masks {image}: {options}"
+        return view.once(key, lambda: _noisy_logits(view, image, channels, options))
+
+    return _weighed(view, options, noisy)
 
 
 def _noisy_logits(view: LayerView, image: int, channels: Tensor, options: NoisyMasks) -> Tensor:
@@ -111,21 +115,21 @@ def masked_logits(view: LayerView, row: int, channels: Tensor, change: Callable[
     image = view.batch.inputs[row]
     maps = view.activations[row, channels]
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    cells = torch.where(high > low, (maps - low) / (high - low), 0)
-    distinct, which = torch.unique(cells, dim=0, return_inverse=True)
+    scaled = torch.where(high > low, (maps - low) / (high - low), 0)
+    distinct, which = torch.unique(scaled, dim=0, return_inverse=True)
     chunks = torch.split(distinct, view.batch.chunk)
     return view.batch.logits_of(change(masks(chunk, image.shape[-2:])) * image for chunk in chunks)[which]
 
 
-def masks(cells: Tensor, size: Sequence[int]) -> Tensor:
-    """[n,h,w] -> [n,1,*size] in 0..1, corner cells on the image's corners."""
-    large = F.interpolate(cells[:, None], tuple(size), mode="bilinear", align_corners=True)
+def masks(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """[n,h,w] -> [n,1,*size] in 0..1, corner locations on the image's corners."""
+    large = F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=True)
     low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
     return torch.where(high > low, (large - low) / (high - low), 0)
 
 
 def _ablation_terms(view: LayerView, raw: Tensor) -> Tensor:
-    """(largest |logit|) / |y| |A_c| of the channels that were taken out: logits are rounded by parts of their size."""
+    """(largest |logit|) / |y| |A_c| of the channels that were taken out: logits are rounded by shares of their size."""
     batch, used = view.batch, (raw != 0).flatten(2).any(dim=2)[:, :, None, None]
     size = batch.logits.abs().amax(dim=1) / _size(batch)
     return size[:, None, None, None] * view.activations.abs() * used
@@ -151,7 +155,7 @@ def ablationcam(view: LayerView, options: Channels) -> Tensor:
     weights = torch.zeros(view.activations.shape[:2], device=view.activations.device)
     for image in view.batch.asked:
         score, channels = view.batch.scores[image], view.channels(image, options.max_channels)
-        logits = view.once(f"ablated {image}", partial(ablated_logits, view, image, channels))
+        logits = view.once(f"ablated {image}: {options}", partial(ablated_logits, view, image, channels))
         weights[image, channels] = score - logits @ view.batch.target_weights[image]
     weights = weights / _size(view.batch)[:, None]
     return weights[:, :, None, None] * view.activations
@@ -177,9 +181,9 @@ class Mosaic(Section):
     gaussian: Switch | None = Field(None, description="Keep neighbours a little, too; null: only among tokens.")
 
 
-def _mosaic_terms(view: LayerView, raw: Tensor) -> Tensor:
-    """[B,1,h,w], the largest |logit|: logits are rounded by parts of their size."""
-    return view.batch.logits.abs().amax(dim=1)[:, None, None, None].expand(-1, 1, *raw.shape[1:])
+def _logit_terms(batch: Batch, raw: Tensor) -> Tensor:
+    """[B,1,h,w], the largest |logit|: logits are rounded by shares of their size."""
+    return batch.logits.abs().amax(dim=1)[:, None, None, None].expand(-1, 1, *raw.shape[1:])
 
 
 @layer_method(
@@ -187,7 +191,7 @@ def _mosaic_terms(view: LayerView, raw: Tensor) -> Tensor:
     ("activations", "tail"),
     "1 forward of the tail per location",
     "https://arxiv.org/abs/2209.14074",
-    terms=_mosaic_terms,
+    terms=lambda view, raw: _logit_terms(view.batch, raw),
     options=Mosaic,
     good_for="no gradients, CNN or ViT",
     contributions=False,
@@ -200,7 +204,7 @@ def reciprocam(view: LayerView, options: Mosaic) -> Tensor:
     gaussian = view.layout.kind == "tokens" if options.gaussian is None else options.gaussian
     maps = torch.zeros_like(view.activations[:, 0])
     for image in view.batch.asked:
-        logits = view.once(f"alone {image}", partial(lone_logits, view, image, gaussian))
+        logits = view.once(f"alone {image}: {gaussian}", partial(lone_logits, view, image, gaussian))
         scores = logits @ view.batch.target_weights[image]
         maps[image] = (scores - scores.min()).view(maps.shape[1:])
     return maps
@@ -215,11 +219,6 @@ def lone_logits(view: LayerView, image: int, gaussian: bool) -> Tensor:
         line = alone.new_tensor([0.25, 0.5, 0.25])
         alone = F.conv2d(alone, (line[:, None] * line)[None, None], padding=1)
     return torch.cat([view.tail(image, mask * activation) for mask in torch.split(alone, view.batch.chunk)])
-
-
-def _occlusion_terms(batch: Batch, raw: Tensor) -> Tensor:
-    """[B,1,H,W], the largest |logit|: logits are rounded by parts of their size."""
-    return batch.logits.abs().amax(dim=1)[:, None, None, None].expand(-1, 1, *raw.shape[1:])
 
 
 class Patches(Section):
@@ -240,7 +239,7 @@ class Patches(Section):
     ("scores",),
     "1 forward per patch",
     "https://arxiv.org/abs/1311.2901",
-    terms=_occlusion_terms,
+    terms=_logit_terms,
     options=Patches,
     good_for="proof by covering, any model",
 )
@@ -251,7 +250,7 @@ def occlusion(batch: Batch, views: Sequence[LayerView], options: Patches) -> Ten
     cover = patches.sum(dim=0).clamp_min(1)
     maps = torch.zeros_like(batch.inputs[:, 0])
     for row in batch.asked:
-        logits = batch.once(f"muted {row}", partial(muted_logits, batch, row, patches))
+        logits = batch.once(f"muted {row}: {options}", partial(muted_logits, batch, row, patches))
         falls = batch.scores[row] - logits @ batch.target_weights[row]
         maps[row] = torch.einsum("p,phw->hw", falls, patches.float()) / cover
     return maps

@@ -32,7 +32,7 @@ class RandomMasks(Section):
 )
 def rise(batch: Batch, views: Sequence[LayerView], options: RandomMasks) -> Tensor:
     """mean over random masks M of p(M x) M / keep, p the probability; x = 0 is the mean colour. All meet one set."""
-    return batch.once("rise", partial(_all_maps, batch, options))[batch.turn]
+    return batch.once(f"rise {options}", partial(_all_maps, batch, options))[batch.turn]
 
 
 def _all_maps(batch: Batch, options: RandomMasks) -> Tensor:
