@@ -14,7 +14,7 @@ import yaml
 
 from camcli.config.schema import OptionsConfig, RunConfig
 from camcli.engine.methods import METHODS, methods_of
-from camcli.engine.methods.options import options_of
+from camcli.engine.methods.options import faults, options_of
 from camcli.errors import ConfigError
 from camcli.results.fingerprint import same_request
 from tests.conftest import REPO, SHAPES, Ended
@@ -71,6 +71,14 @@ def test_options_are_checked_also_for_methods_that_nobody_runs(options: dict[str
     else:
         with pytest.raises(ConfigError, match=r"^options\."):
             told(options, "gradcam")
+
+
+def test_a_wrong_option_that_several_methods_share_is_named_once() -> None:
+    found = faults(OptionsConfig.model_validate({"steps": 0, "iscam": {"steps": -1}}))
+    assert sorted(found) == [
+        ("options.iscam.steps", "input should be greater than or equal to 1 (got -1)"),
+        ("options.steps", "input should be greater than or equal to 1 (got 0)"),
+    ]
 
 
 def test_check_names_the_place_of_each_wrong_option(camcli: Camcli, tmp_path: Path) -> None:

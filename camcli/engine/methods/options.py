@@ -20,14 +20,18 @@ Fault = tuple[str, str]
 
 def options_of(methods: Iterable[Method], asked: OptionsConfig) -> dict[str, BaseModel]:
     """The options of those `methods` that have any, by name; raises ConfigError with every fault in `asked`."""
-    if found := list(faults(asked)):
+    if found := faults(asked):
         raise ConfigError("\n".join(f"{field}: {reason}" for field, reason in found))
     declared = {method.name: method.options for method in methods if method.options}
     return {name: model.model_validate(_merged(name, model, asked)) for name, model in declared.items()}
 
 
-def faults(asked: OptionsConfig) -> Iterator[Fault]:
-    """What is wrong in `asked`, also in options of methods that nobody runs."""
+def faults(asked: OptionsConfig) -> list[Fault]:
+    """What is wrong in `asked`, also in options of methods that nobody runs; once what is said of several methods."""
+    return list(dict.fromkeys(_faults(asked)))
+
+
+def _faults(asked: OptionsConfig) -> Iterator[Fault]:
     known = _known_methods()
     declared = {name: method.options for name, method in known.items() if method.options}
     shared = {field for model in declared.values() for field in model.model_fields}
