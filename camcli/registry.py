@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 from camcli.errors import ConfigError
@@ -29,15 +29,6 @@ class Registry(Generic[T]):
         if name in self._items:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._items[name] = item
-
-    def register(self, name: str) -> Callable[[T], T]:
-        """Decorator form of `add`."""
-
-        def decorate(item: T) -> T:
-            self.add(name, item)
-            return item
-
-        return decorate
 
     def get(self, name: str) -> T:
         """The item called `name`; raises ConfigError with the nearest names."""

@@ -69,8 +69,7 @@ def kept_concepts(out: Path, device: torch.device) -> tuple[Concepts, Sequence[C
     """The concepts that the run folder `out` keeps, for engines on `device`, and what is known of each."""
     learnt = read_learnt(out)
     assert learnt is not None, "learnt before any image is painted"
-    vectors, strongest = map(torch.from_numpy, read_vectors(out))
-    return Concepts(vectors.to(device), strongest.to(device)), learnt.concepts
+    return Concepts(*map(torch.from_numpy, read_vectors(out))).to(device), learnt.concepts
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:

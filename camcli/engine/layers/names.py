@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NoReturn
 
 from torch import nn
 
@@ -64,7 +65,7 @@ def _of_class(module: nn.Module, written: str) -> str | None:
     return paths[0] if paths else None
 
 
-def _refuse(written: str, found: nn.Module, path: str, step: str | int) -> str:
+def _refuse(written: str, found: nn.Module, path: str, step: str | int) -> NoReturn:
     names = list(found._modules)
     where = f"{path!r} ({type(found).__name__})" if path else "the model"
     if names and isinstance(step, int) and isinstance(found, nn.Sequential | nn.ModuleList):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -183,13 +183,8 @@ class Problem:
         return self.options.l1 * hidden + self.options.tv * variation
 
 
-def minimised(
-    problem: Problem, iterations: int, seen: Callable[[Tensor, Tensor], None] = lambda before, after: None
-) -> Tensor:
-    """The masks after at most so many steps; every step that is taken lowers the objective of its row.
-
-    seen: told the objectives [R] before and after each step.
-    """
+def minimised(problem: Problem, iterations: int) -> Tensor:
+    """The masks after at most so many steps; every step that is taken lowers the objective of its row."""
     masks = problem.start()
     value = problem.objective(masks)
     moving = torch.ones_like(value, dtype=torch.bool)
@@ -198,9 +193,7 @@ def minimised(
         gradient = problem.gradient(masks)
         largest = gradient.abs().amax(dim=(1, 2, 3)).clamp_min(torch.finfo(torch.float32).tiny)
         step = torch.minimum(1 / largest, step / SHRINK)
-        masks, after, step, moving = _stepped(problem, masks, value, gradient, step, moving)
-        seen(value, after)
-        value = after
+        masks, value, step, moving = _stepped(problem, masks, value, gradient, step, moving)
         if not moving.any():
             break
     return masks
