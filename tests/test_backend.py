@@ -56,9 +56,9 @@ class InTorch:
         return self
 
 
-def asked(answers: Any) -> list[str]:
+def asked(spared: Any) -> list[str]:
     """The paths of the modules whose outputs are computed."""
-    return [a.path for a in answers if any(isinstance(leaf, Asked) for leaf in a.leaves)]
+    return [a.path for a in spared if any(isinstance(leaf, Asked) for leaf in a.leaves)]
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def test_the_rest_of_a_network_needs_the_layer_alone(name: str, precision: Any) 
     engine.options = {"ablationcam": METHODS.get("ablationcam").options(max_channels=3)}  # type: ignore[misc]
     batch = pixels(3, net.side)
     plain = explanations(engine, batch, [1])
-    answers = plan(engine.module, engine.network, engine.taps, engine.normalise(pixels(2, net.side, seed=5)))
-    assert asked(answers) == [net.path]
-    compute = InTorch(Wanted(engine.module, answers), [])
-    engine.backbones = {precision: Backbone(answers, compute)}
+    spared = plan(engine.module, engine.network, engine.taps, engine.normalise(pixels(2, net.side, seed=5)))
+    assert asked(spared) == [net.path]
+    compute = InTorch(Wanted(engine.module, spared), [])
+    engine.backbones = {precision: Backbone(spared, compute)}
     ours = explanations(engine, batch, [1])
     assert compute.passes == [3]
     for one, other in zip(plain, ours, strict=True):
@@ -116,10 +116,10 @@ def test_what_the_network_writes_to_has_memory_of_its_own() -> None:
     torch.manual_seed(0)
     module = Writing().eval().requires_grad_(False)
     x = torch.randn(3, 3, 32, 32)
-    answers = plan(module, module, layer_of("last").taps, x[:2])
-    found = Backbone(answers, InTorch(Wanted(module, answers), []))(module, x)
+    spared = plan(module, module, layer_of("last").taps, x[:2])
+    found = Backbone(spared, InTorch(Wanted(module, spared), []))(module, x)
     assert [call.output.shape for call in found] == [(3, 4, 8, 8), (3, 4, 4, 4)]
-    assert (asked(answers), float(found[0].output.abs().max())) == (["last"], 0)
+    assert (asked(spared), float(found[0].output.abs().max())) == (["last"], 0)
     assert torch.equal(found[1].output, module.last(module.before(x).relu()))
 
 
@@ -157,7 +157,7 @@ def test_openvino_gives_the_maps_of_torch() -> None:
     plain = explanations(engine, batch, [1, 3])
     used, precision = choose_backend(engine, "openvino", FP32, trial(batch, key=None))
     assert (used, precision.used, list(engine.backbones)) == (Used("openvino", "as asked"), "fp32", ["fp32"])
-    assert asked(engine.backbones["fp32"].answers) == ["blocks.1", "blocks.2.norm1"]
+    assert asked(engine.backbones["fp32"].spared) == ["blocks.1", "blocks.2.norm1"]
     ours = explanations(engine, batch, [1, 3])
     for one, other in zip(plain, ours, strict=True):
         assert one.logits == pytest.approx(other.logits, rel=1e-4, abs=1e-5)

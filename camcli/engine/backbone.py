@@ -63,8 +63,8 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The `number`-th call of the module at `path`, and what it returns: tensors inside a structure."""
+class SparedCall:
+    """The `number`-th call of the module at `path`, which is spared, and what it returns: tensors in a structure."""
 
     path: str
     number: int
@@ -87,21 +87,21 @@ def _filled(leaf: Any, images: int, computed: Iterator[Tensor]) -> Any:
 class Backbone:
     """What answers for the modules before the target layer."""
 
-    answers: tuple[Answer, ...]
+    spared: tuple[SparedCall, ...]
     compute: Compute
 
     def __call__(self, module: nn.Module, inputs: Tensor) -> list[Call]:
         """The calls of `module` that are spared for float32 [B,3,H,W]."""
         computed = iter(self.compute(inputs))
-        return [answer.call(module, len(inputs), computed) for answer in self.answers]
+        return [one.call(module, len(inputs), computed) for one in self.spared]
 
     def replica(self) -> Backbone:
         """The same for another thread."""
         return replace(self, compute=self.compute.replica())
 
 
-def plan(module: nn.Module, network: Network, taps: Sequence[Tap], inputs: Tensor) -> tuple[Answer, ...]:
-    """What to answer with so that `network` computes only what comes behind the first tap; raises Inseparable.
+def plan(module: nn.Module, network: Network, taps: Sequence[Tap], inputs: Tensor) -> tuple[SparedCall, ...]:
+    """What to spare so that `network` computes only what comes behind the first tap; raises Inseparable.
 
     network: runs `module` in the precision of a run, in which the answers are given, too. inputs: two images to watch.
     """
@@ -111,15 +111,15 @@ def plan(module: nn.Module, network: Network, taps: Sequence[Tap], inputs: Tenso
     paths = {child: path for path, child in module.named_modules()}
     needed = _needed(calls, network, inputs)
     for in_place in (False, True):
-        answers = tuple(_answer(call, paths[call.module], needed, len(inputs), in_place) for call in calls)
-        known = Backbone(answers, _Known([leaf for call in calls for leaf in _tensors(call) if id(leaf) in needed]))
+        spared = tuple(_spared(call, paths[call.module], needed, len(inputs), in_place) for call in calls)
+        known = Backbone(spared, _Known([leaf for call in calls for leaf in _tensors(call) if id(leaf) in needed]))
         try:
             with torch.no_grad(), answering(known(module, inputs)):
                 found = network(inputs)
         except RuntimeError:  # such as writing to what has no memory of its own
             continue
         if bool((found - logits).abs().max() <= TOLERANCE * logits.abs().max()):
-            return answers
+            return spared
     raise Inseparable("its rest needs more than the outputs of modules before the layer")
 
 
@@ -157,7 +157,7 @@ def _needed(calls: Sequence[Call], network: Network, inputs: Tensor) -> set[int]
     return {key for key, gradient in zip(given, gradients, strict=True) if gradient is not None}
 
 
-def _answer(call: Call, path: str, needed: set[int], images: int, in_place: bool) -> Answer:
+def _spared(call: Call, path: str, needed: set[int], images: int, in_place: bool) -> SparedCall:
     def leaf_of(leaf: Any) -> Any:
         if id(leaf) in needed:
             return Asked(leaf.dtype)
@@ -168,40 +168,40 @@ def _answer(call: Call, path: str, needed: set[int], images: int, in_place: bool
         return Shape(len(leaf) // images, tuple(leaf.shape[1:]), leaf.dtype, in_place)
 
     leaves, spec = tree_flatten(call.output)
-    return Answer(path, call.number, tuple(map(leaf_of, leaves)), spec)
+    return SparedCall(path, call.number, tuple(map(leaf_of, leaves)), spec)
 
 
 class Wanted(nn.Module):
-    """From float32 [B,H,W,3] to the tensors that `answers` ask for: what an inference engine is to compute."""
+    """From float32 [B,H,W,3] to the tensors that `spared` calls ask for: what an inference engine is to compute."""
 
-    def __init__(self, module: nn.Module, answers: Sequence[Answer]) -> None:
+    def __init__(self, module: nn.Module, spared: Sequence[SparedCall]) -> None:
         super().__init__()
         self.module = module
-        self.answers = [answer for answer in answers if any(isinstance(leaf, Asked) for leaf in answer.leaves)]
+        self.spared = [one for one in spared if any(isinstance(leaf, Asked) for leaf in one.leaves)]
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
         """Copies, as the tensors are when their modules return them."""
-        with _noted(self.module, self.answers) as found:
+        with _noted(self.module, self.spared) as found:
             self.module(inputs.permute(0, 3, 1, 2))
-        return [tensor for answer in self.answers for tensor in found[answer.path, answer.number]]
+        return [tensor for one in self.spared for tensor in found[one.path, one.number]]
 
 
 @contextmanager
-def _noted(module: nn.Module, answers: Sequence[Answer]) -> Iterator[dict[tuple[str, int], list[Tensor]]]:
+def _noted(module: nn.Module, spared: Sequence[SparedCall]) -> Iterator[dict[tuple[str, int], list[Tensor]]]:
     found: dict[tuple[str, int], list[Tensor]] = {}
     times: Counter[str] = Counter()
 
     def noter(path: str) -> Callable[[nn.Module, Any, Any], None]:
         def note(child: nn.Module, args: Any, output: Any) -> None:
-            for answer in answers:
-                if (answer.path, answer.number) == (path, times[path]):
-                    leaves = zip(tree_flatten(output)[0], answer.leaves, strict=True)
+            for one in spared:
+                if (one.path, one.number) == (path, times[path]):
+                    leaves = zip(tree_flatten(output)[0], one.leaves, strict=True)
                     found[path, times[path]] = [t.clone() for t, leaf in leaves if isinstance(leaf, Asked)]
             times[path] += 1
 
         return note
 
     with ExitStack() as hooks:
-        for path in {answer.path for answer in answers}:
+        for path in {one.path for one in spared}:
             hooks.callback(module.get_submodule(path).register_forward_hook(noter(path)).remove)
         yield found

@@ -145,9 +145,9 @@ def _attempt(engine: Engine, precision: Choice, trial: Trial) -> Backbone:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            answers = plan(alone.module, alone.network, alone.taps, inputs)
-            network = openvino.exported(alone.module, answers, image, trial.key)
-            found = Backbone(answers, openvino.compiled(network, precision.used, trial.size, image, trial.streams))
+            spared = plan(alone.module, alone.network, alone.taps, inputs)
+            network = openvino.exported(alone.module, spared, image, trial.key)
+            found = Backbone(spared, openvino.compiled(network, precision.used, trial.size, image, trial.streams))
             expected = alone.forward(inputs).logits.detach()
             alone.backbones = {precision.used: found}
             logits = alone.forward(inputs).logits.detach()

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from camcli.engine.backbone import Answer, Wanted
+from camcli.engine.backbone import SparedCall, Wanted
 from camcli.engine.layers.cache import cache_directory
 from camcli.records import Precision
 
@@ -99,15 +99,15 @@ def compiled(network: Any, precision: Precision, size: int, image: Sequence[int]
         return Compiled(pool.submit(library().Core().compile_model, network, "CPU", how).result(), size)
 
 
-def exported(module: nn.Module, answers: Sequence[Answer], image: Sequence[int], key: str | None) -> Any:
-    """What computes the tensors that `answers` ask for, from the cache where `key` was asked before.
+def exported(module: nn.Module, spared: Sequence[SparedCall], image: Sequence[int], key: str | None) -> Any:
+    """What computes the tensors that `spared` calls ask for, from the cache where `key` was asked before.
 
     image: (H, W, C). key: all that the network depends on; None: nobody knows. Raises what the exporters raise.
     """
     file = _file(key)
     if file and file.is_file():
         return library().Core().read_model(file)
-    network = _export(module, answers, image)
+    network = _export(module, spared, image)
     if file:
         with suppress(OSError, RuntimeError):
             _keep(network, file)
@@ -134,7 +134,7 @@ def _file(key: str | None) -> Path | None:
     return layers.parent / "openvino" / name / "network.xml"
 
 
-def _export(module: nn.Module, answers: Sequence[Answer], image: Sequence[int]) -> Any:
+def _export(module: nn.Module, spared: Sequence[SparedCall], image: Sequence[int]) -> Any:
     library()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
@@ -146,7 +146,7 @@ def _export(module: nn.Module, answers: Sequence[Answer], image: Sequence[int]) 
             table.pop(op)  # type: ignore[no-untyped-call]
     batch = torch.export.Dim("batch", max=LARGEST_BATCH)
     with torch.no_grad():
-        program = torch.export.export(Wanted(module, answers), (torch.zeros(2, *image),), dynamic_shapes=({0: batch},))
+        program = torch.export.export(Wanted(module, spared), (torch.zeros(2, *image),), dynamic_shapes=({0: batch},))
     decoder = TorchFXPythonDecoder(program.run_decompositions(table).module(), dynamic_shapes=True)
     frontend = FrontEndManager().load_by_framework("pytorch")
     return frontend.convert(frontend.load(decoder))
