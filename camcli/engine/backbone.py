@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from camcli.engine.layers import Tap
-from camcli.engine.tap import Call, answering, cut, noting
+from camcli.engine.tap import Call, Network, answering, before_first
 
 TOLERANCE = 1e-3
-Network = Callable[[Tensor], Tensor]
 
 
 class Compute(Protocol):
@@ -85,7 +84,7 @@ def _filled(leaf: Any, images: int, computed: Iterator[Tensor]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """What answers for the modules before the target layer."""
+    """What computes in place of the modules before the target layer."""
 
     spared: tuple[SparedCall, ...]
     compute: Compute
@@ -103,11 +102,9 @@ class Backbone:
 def plan(module: nn.Module, network: Network, taps: Sequence[Tap], inputs: Tensor) -> tuple[SparedCall, ...]:
     """What to spare so that `network` computes only what comes behind the first tap; raises Inseparable.
 
-    network: runs `module` in the precision of a run, in which the answers are given, too. inputs: two images to watch.
+    network: runs `module` in the precision of a run, in which the outputs are given, too. inputs: two images to watch.
     """
-    with torch.no_grad(), noting(module, taps) as past, cut(module, taps):
-        logits = network(inputs)
-    calls = min(past.values(), key=len)
+    calls, logits = before_first(module, taps, network, inputs)
     paths = {child: path for path, child in module.named_modules()}
     needed = _needed(calls, network, inputs)
     for in_place in (False, True):

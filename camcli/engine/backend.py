@@ -16,7 +16,7 @@ from camcli.engine import openvino
 from camcli.engine.backbone import Backbone, plan
 from camcli.engine.engine import Engine
 from camcli.engine.precision import AGREEMENT, Answer, Choice, choose_precision, same
-from camcli.engine.targets import Chooser, likeliest
+from camcli.engine.targets import Chooser, at_least_one, likeliest
 from camcli.engine.tuning import noise
 from camcli.errors import ConfigError
 from camcli.records import BackendName
@@ -185,7 +185,7 @@ def _checked(engine: Engine, precision: Choice, trial: Trial) -> Choice:
 
 
 def _answers(engine: Engine, inputs: Tensor, trial: Trial) -> list[Answer]:
-    return engine.explain(inputs, lambda probabilities: trial.choose(probabilities) or likeliest(probabilities))
+    return engine.explain(inputs, at_least_one(trial.choose))
 
 
 def _gain(engine: Engine, trial: Trial) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import time
 
-import torch
-
 from camcli.engine.engine import Engine
 from camcli.engine.targets import likeliest
+from camcli.engine.tuning import blank
 
 SMALLEST = 4
 LARGEST = {"cpu": 32, "cuda": 512}
@@ -45,7 +44,7 @@ def find_batch_size(engine: Engine, images: int) -> int:
 
 def _seconds(engine: Engine, size: int) -> float:
     """The shortest of a few times for a forward pass and a backward pass of the likeliest class."""
-    pixels = torch.zeros((size, *engine.model.preprocess.size, engine.model.preprocess.channels), dtype=torch.uint8)
+    pixels = blank(engine, size)
     taken = []
     for _ in range(LOOKS):
         start = time.perf_counter()

@@ -12,15 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from camcli.engine.engine import Engine, Explanation, Pass
-from camcli.engine.methods.factors import DFF, concepts_of, weights_of
+from camcli.engine.engine import Engine, Explanation, Pass, not_finite
+from camcli.engine.methods.factors import DFF, TINY, concepts_of, weights_of
 from camcli.engine.methods.maps import NOTHING, REASONS
 from camcli.engine.methods.view import LayerView
 from camcli.engine.targets import Chooser
 from camcli.errors import ItemError, MethodError
 from camcli.records import Heatmap
-
-TINY = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ def cells(engine: Engine, pixels: Tensor, choose: Chooser, count: int | None = N
     """float32 [h*w,C] on the CPU for each of the first `count` images of uint8 [B,H,W,3]: activations to learn from."""
     view = _view(engine, engine.forward(engine.normalise(pixels)))
     found = view.activations[:count].relu().flatten(2).mT.cpu()
-    return [one if one.isfinite().all() else _not_finite("activations") for one in found]
+    return [one if one.isfinite().all() else not_finite("activations") for one in found]
 
 
 def raised(
@@ -74,9 +72,9 @@ def raised(
     view = _view(engine, engine.forward(engine.normalise(pixels)))
     rows: list[Tensor | ItemError] = []
     for image, weights in enumerate(_weights(concepts, view)[:count]):
-        parts = torch.einsum("khw,kc->kchw", weights, concepts.vectors)
-        row = view.batch.logits[image] - view.tail(image, view.activations[image] - parts)
-        rows.append(row.cpu() if row.isfinite().all() else _not_finite("logits"))
+        shares = torch.einsum("khw,kc->kchw", weights, concepts.vectors)
+        row = view.batch.logits[image] - view.tail(image, view.activations[image] - shares)
+        rows.append(row.cpu() if row.isfinite().all() else not_finite("logits"))
     return rows
 
 
@@ -101,7 +99,7 @@ def _with_concepts(
     answer: Explanation, weights: NDArray[np.float32], strongest: NDArray[np.float32], layer: str
 ) -> Explanation | ItemError:
     if not np.isfinite(weights).all():
-        return _not_finite("concepts")
+        return not_finite("concepts")
     heatmaps = []
     for index, (raw, most) in enumerate(zip(weights, strongest, strict=True)):
         heat, empty = (raw / max(most, TINY)).clip(max=1), not raw.any()
@@ -122,7 +120,3 @@ def _view(engine: Engine, done: Pass) -> LayerView:
     """The batch at the target layer, where nobody asks for a class."""
     _, [view] = engine.views(done, torch.zeros_like(done.logits))
     return view
-
-
-def _not_finite(what: str) -> ItemError:
-    return ItemError("forward", "NotFinite", f"the {what} of this image: NaN or infinite values")

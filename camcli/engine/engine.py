@@ -166,9 +166,7 @@ class Engine:
         ]
         scores = logits.cpu().numpy()
         return [
-            self._explanation(i, probabilities[i], scores[i], targets[i], rounds)
-            if finite[i]
-            else _not_finite("logits")
+            self._explanation(i, probabilities[i], scores[i], targets[i], rounds) if finite[i] else not_finite("logits")
             for i in range(len(targets))
         ]
 
@@ -345,7 +343,7 @@ class Engine:
                     continue
                 heat, low, high = maps.heat[i].numpy(), float(maps.low[i]), float(maps.high[i])
                 if not (np.isfinite(heat).all() and np.isfinite([low, high]).all()):
-                    return _not_finite(f"{method.name} map")
+                    return not_finite(f"{method.name} map")
                 reason = REASONS[int(maps.reason[i])]
                 classes = (target.index, target.against) if method.class_specific else (None, None)
                 of, against = (None if index is None else prediction(index) for index in classes)
@@ -371,5 +369,6 @@ def _arrays(rounds: list[list[Maps]]) -> list[list[Maps]]:
     ]
 
 
-def _not_finite(what: str) -> ItemError:
+def not_finite(what: str) -> ItemError:
+    """The error of an image whose `what` cannot be shown."""
     return ItemError("forward", "NotFinite", f"the {what} of this image: NaN or infinite values")

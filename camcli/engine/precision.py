@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camcli.engine.engine import Engine, Explanation
-from camcli.engine.targets import Chooser, Target, likeliest
+from camcli.engine.targets import Chooser, at_least_one, likeliest
 from camcli.errors import ItemError
 from camcli.images.geometry import Heat
 from camcli.records import Heatmap, Precision
@@ -107,9 +107,7 @@ def _unchecked(engine: Engine) -> str:
 
 
 def _judged(half: Literal["bf16", "fp16"], engine: Engine, inputs: Tensor, choose: Chooser) -> Choice:
-    def some(probabilities: NDArray[np.float32]) -> list[Target]:
-        return choose(probabilities) or likeliest(probabilities)
-
+    some = at_least_one(choose)
     activation = engine.model.activation
     pairs = list(zip(*(engine.at(p).explain(inputs, some) for p in ("fp32", half)), strict=True))
     whole = [(a, b) for a, b in pairs if isinstance(a, Explanation) and isinstance(b, Explanation)]

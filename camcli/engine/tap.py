@@ -175,6 +175,16 @@ class Tail:
             return self.network(expand(self.inputs))
 
 
+def before_first(module: nn.Module, taps: Sequence[Tap], network: Network, inputs: Tensor) -> tuple[Past, Tensor]:
+    """The calls that had finished when the first tap was reached, its own the last; and the logits. No gradients.
+
+    network: runs `module` on inputs [B,3,H,W].
+    """
+    with torch.no_grad(), noting(module, taps) as past, cut(module, taps):
+        logits = network(inputs)
+    return min(past.values(), key=len), logits
+
+
 @contextmanager
 def answering(calls: Sequence[Call]) -> Iterator[None]:
     """Inside, these calls return their `output` at once, and all other calls run as ever."""

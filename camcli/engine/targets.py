@@ -58,6 +58,11 @@ def likeliest(probabilities: NDArray[np.float32], most: int | None = 1) -> list[
     return [Target(index) for index in ranked(probabilities, most)]
 
 
+def at_least_one(choose: Chooser) -> Chooser:
+    """As `choose`, and where it chooses nothing the most probable class."""
+    return lambda probabilities: choose(probabilities) or likeliest(probabilities)
+
+
 def target_weights(targets: Sequence[Target | None], logits: Tensor) -> Tensor:
     """float32 [B,K], of which each row times the image's logits [K] is its target's score.
 

@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from camcli.engine.engine import Engine
-from camcli.engine.targets import Chooser, Target, likeliest
+from camcli.engine.targets import Chooser, at_least_one
 from camcli.errors import CamcliError, ItemError
 from camcli.pipeline.faults import device_lost, every_image_fails, lost, out_of_memory
 
@@ -145,7 +143,7 @@ class Engines(Generic[A]):
         if not answers or not isinstance(answers[-1], ItemError):
             return
         known = self._noise() if self._explained_before is None else self._explained_before
-        [answer] = self._alone(engine, known, self._choose_some, self.batch_size)
+        [answer] = self._alone(engine, known, at_least_one(self.choose), self.batch_size)
         if isinstance(answer, ItemError):
             raise every_image_fails(answer.kind, str(answer))
 
@@ -153,9 +151,6 @@ class Engines(Generic[A]):
         """uint8 [1,H,W,3], always the same."""
         size = (1, *self.preprocess.size, self.preprocess.channels)
         return torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-    def _choose_some(self, probabilities: NDArray[np.float32]) -> list[Target]:
-        return self.choose(probabilities) or likeliest(probabilities)
 
 
 def redo_size(batch_size: int) -> int:

@@ -25,7 +25,7 @@ from camcli.engine.methods import METHODS, methods_of
 from camcli.engine.methods.options import options_of
 from camcli.engine.precision import Choice, Guard, choose_precision
 from camcli.engine.targets import chooser
-from camcli.engine.tuning import compile_backbone, replicas, tune, warm_up
+from camcli.engine.tuning import compile_backbone, looking_inside, replicas, tune, warm_up
 from camcli.errors import ConfigError, ItemError, NoGradientError
 from camcli.images.decode import load_image
 from camcli.images.find import Item
@@ -188,7 +188,7 @@ def network_key(config: RunConfig, engine: Engine) -> str | None:
         return None
     taps = [asdict(tap) for tap in engine.taps]
     about = config.model.model_dump(mode="json", exclude={"weights", "labels"})
-    files, folded = (model.weights_sha256, model.code_sha256), not any("pixels" in m.needs for m in engine.methods)
+    files, folded = (model.weights_sha256, model.code_sha256), not looking_inside(engine)
     return json.dumps([about, files, model.preprocess.size, taps, versions(), folded])
 
 
