@@ -29,8 +29,20 @@ Network = Callable[[Tensor], Tensor]
 Tail = Callable[[int, Tensor], Tensor]
 
 
+class Remembering:
+    """What keeps results in a `memo`, by keys that say what they are and which options they were made with."""
+
+    memo: dict[str, Any]
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """The result of `make`, made for the first target and kept for the others."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(Remembering):
     """A batch and what is asked of it.
 
     inputs: float32 [B,3,H,W] as the model takes them. logits: float32 [B,K], without graph.
@@ -68,12 +80,6 @@ class Batch:
         """The rows that ask something; costly methods spend forward passes on these alone."""
         rows: list[int] = self.target_weights.any(dim=1).nonzero()[:, 0].tolist()
         return rows
-
-    def once(self, key: str, make: Callable[[], T]) -> T:
-        """The result of `make`, made for the first target and kept for the others."""
-        if key not in self.memo:
-            self.memo[key] = make()
-        return self.memo[key]  # type: ignore[no-any-return]
 
     def told(self, name: str, options: type[Options]) -> Options:
         """The options of the method called `name`."""
@@ -116,23 +122,20 @@ class Batch:
 
     def input_gradients(self, inputs: Tensor) -> Tensor:
         """d score / d input at `inputs`, float32 [B,3,H,W], a chunk at a time; zeros where nothing is asked."""
-        return self.in_chunks(inputs, self._gradient, lambda part: torch.zeros_like(part))
+        return self.in_chunks(inputs, self._gradients, torch.zeros_like)
 
     def variant_gradients(self, row: int, variants: Iterable[Tensor]) -> Tensor:
         """The sum of d score / d input over changed copies [N,3,H,W] of one image: float32 [3,H,W]."""
         copies = torch.stack(list(variants)).contiguous(memory_format=torch.channels_last)
         chunks = torch.split(copies, self.chunk)
         target_weights = self.target_weights[row : row + 1]
-        sums = [self._gradient(chunk, target_weights.expand(len(chunk), -1)).sum(dim=0) for chunk in chunks]
+        sums = [self._gradients(chunk, target_weights.expand(len(chunk), -1)).sum(dim=0) for chunk in chunks]
         return torch.stack(sums).sum(dim=0)
 
     def probability_gradients(self, inputs: Tensor, target_weights: Tensor) -> tuple[Tensor, Tensor]:
         """The targets' probabilities [N] for [N,3,H,W] and target weights [N,K], and their gradients [N,3,H,W]."""
-        with torch.enable_grad():
-            leaf = inputs.detach().requires_grad_()
-            probabilities = self.probabilities(self.network(leaf.clone()))
-        gradients = gradients_of(probabilities, target_weights, [leaf], self.number)[0]
-        return (probabilities.detach() * target_weights).sum(dim=1), gradients
+        probabilities, gradients = self._derived(inputs, target_weights, self.probabilities)
+        return (probabilities * target_weights).sum(dim=1), gradients
 
     def in_chunks(
         self, inputs: Tensor, compute: Callable[[Tensor, Tensor], Tensor], idle: Callable[[Tensor], Tensor]
@@ -147,20 +150,25 @@ class Batch:
         filled = torch.cat([inputs, inputs[-1:].expand(missing, -1, -1, -1)])
         filled = filled.contiguous(memory_format=torch.channels_last)
         target_weights = torch.cat([self.target_weights, torch.zeros_like(self.target_weights[:missing])])
-        parts = zip(filled.chunk(count), target_weights.chunk(count), strict=True)
-        return torch.cat([compute(part, weights) if weights.any() else idle(part) for part, weights in parts])[
-            : len(inputs)
-        ]
+        chunks = zip(filled.chunk(count), target_weights.chunk(count), strict=True)
+        found = [compute(chunk, weights) if weights.any() else idle(chunk) for chunk, weights in chunks]
+        return torch.cat(found)[: len(inputs)]
 
-    def _gradient(self, inputs: Tensor, target_weights: Tensor) -> Tensor:
+    def _gradients(self, inputs: Tensor, target_weights: Tensor) -> Tensor:
+        return self._derived(inputs, target_weights, lambda logits: logits)[1]
+
+    def _derived(
+        self, inputs: Tensor, target_weights: Tensor, read: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """What `read` makes of the logits, [N,K], and the gradients [N,3,H,W] of its product with the weights."""
         with torch.enable_grad():
             leaf = inputs.detach().requires_grad_()
-            logits = self.network(leaf.clone())
-        return gradients_of(logits, target_weights, [leaf], self.number)[0]
+            values = read(self.network(leaf.clone()))
+        return values.detach(), gradients_of(values, target_weights, [leaf], self.number)[0]
 
 
 @dataclass(frozen=True)
-class LayerView:
+class LayerView(Remembering):
     """A batch at one target layer.
 
     activations: float32 [B,C,h,w].
@@ -196,12 +204,6 @@ class LayerView:
         Zeros where the network behind the layer is linear, piece by piece. For methods that need `curvature`.
         """
         return self.bend()
-
-    def once(self, key: str, make: Callable[[], T]) -> T:
-        """The result of `make`, made for the first target and kept for the others."""
-        if key not in self.memo:
-            self.memo[key] = make()
-        return self.memo[key]  # type: ignore[no-any-return]
 
     def channels(self, image: int, most: int | None = None) -> Tensor:
         """Indices of the channels worth scoring: not zero everywhere, at most `most`, strongest first."""
@@ -275,7 +277,7 @@ def layer_method(
             return [compute(view, *_told(batch, name, options)) for view in views]
 
         def all_terms(batch: Batch, views: Sequence[LayerView], raws: Sequence[Tensor]) -> list[Tensor]:
-            return [terms(view, raw) if terms else _parted(raw) for view, raw in zip(views, raws, strict=True)]
+            return [terms(view, raw) if terms else _contributions(raw) for view, raw in zip(views, raws, strict=True)]
 
         about = name, each, needs, cost, paper, "layer", False, _formula(compute), class_specific
         METHODS.add(name, Method(*about, all_terms, options, good_for, contributions))  # type: ignore[arg-type]
@@ -331,8 +333,8 @@ def load_plugins() -> None:
             raise MethodError(f"entry point camcli.methods {plugin.value!r} cannot be loaded: {reason}") from None
 
 
-def _parted(raw: Tensor) -> Tensor:
-    """[B,C,h,w] of the channels' parts, or of a map [B,h,w] that is a sum of nothing else."""
+def _contributions(raw: Tensor) -> Tensor:
+    """[B,C,h,w] of channel contributions, or of a map [B,h,w] that is a sum of nothing else."""
     return raw if raw.dim() == 4 else raw[:, None]
 
 
