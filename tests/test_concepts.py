@@ -22,7 +22,6 @@ from PIL import Image
 import camcli as camcli_api
 from camcli.demo.scenes import scene
 from camcli.engine import concepts
-from camcli.engine.concepts import cells
 from camcli.engine.engine import Engine
 from camcli.engine.layers import Layout, Tap, TargetLayer
 from camcli.engine.methods.factors import concepts_of, weights_of
@@ -131,11 +130,11 @@ def test_what_dff_would_pass_over_is_refused(camcli: Camcli, tmp_path: Path, wor
     assert told in ended.err
 
 
-def test_cells_keep_the_order_of_rows_and_lose_what_is_negative() -> None:
+def test_locations_keep_the_order_of_rows_and_lose_what_is_negative() -> None:
     pixels = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     model = loaded(RedDetector())
     engine = Engine(model, [TargetLayer((Tap("colour", Layout("nchw", (16, 16))),))], [])
-    first, second = cells(engine, pixels, lambda probabilities: [], None)
+    first, second = concepts.activations(engine, pixels, lambda probabilities: [], None)
     activations = model.module.colour(pixels.permute(0, 3, 1, 2).float() / 255)  # type: ignore[operator]
     assert isinstance(first, torch.Tensor)
     assert isinstance(second, torch.Tensor)
@@ -337,7 +336,7 @@ def test_a_folder_that_goes_while_concepts_are_learnt_costs_nothing(
 def test_engines_share_the_cores_but_for_the_factorisation(
     camcli: Camcli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads: dict[str, set[int]] = {"cells": set(), "learn": set(), "raised": set()}
+    threads: dict[str, set[int]] = {"activations": set(), "learn": set(), "raised": set()}
 
     def noted(name: str, real: Callable[..., Any], *words: Any) -> Any:
         threads[name].add(torch.get_num_threads())
@@ -346,7 +345,7 @@ def test_engines_share_the_cores_but_for_the_factorisation(
     for name in threads:
         monkeypatch.setattr(concepts, name, partial(noted, name, getattr(concepts, name)))
     assert camcli("dff", images(tmp_path / "in", 6), "--out", tmp_path / "out", *SMALL).code == 0
-    assert threads == {"cells": {1}, "learn": {2}, "raised": {1}}
+    assert threads == {"activations": {1}, "learn": {2}, "raised": {1}}
 
 
 @pytest.mark.parametrize("words", [("paint", "out"), ("dff", "in", "--out", "out")])

@@ -165,7 +165,7 @@ def test_channel_weights_that_are_rounding_alone_make_an_empty_map() -> None:
     assert not other.empty
 
 
-def test_a_component_of_equal_cells_is_empty() -> None:
+def test_a_component_of_equal_locations_is_empty() -> None:
     torch.manual_seed(0)
     cells = torch.rand(1, 24, 1, 1).expand(1, 24, 8, 8) * (1 + 1e-7 * torch.rand(1, 1, 8, 8))
     engine = engine_for("eigencam")

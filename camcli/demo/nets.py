@@ -26,7 +26,7 @@ def build(net: str) -> Any:
 
 
 def _vit() -> Any:
-    """A class token and 16x16 cells of 8 px."""
+    """A class token and 16x16 patches of 8 px."""
     sizes = {"img_size": SIZE, "patch_size": 8, "embed_dim": 96, "depth": 3, "num_heads": 2}
     model = timm.create_model("vit_tiny_patch16_224", num_classes=len(LABELS), **sizes)
     model.patch_embed = HybridEmbed(_stem(2), SIZE, embed_dim=model.embed_dim)
@@ -34,7 +34,7 @@ def _vit() -> Any:
 
 
 def _swin() -> Any:
-    """Three stages of windows on 32x32, 16x16 and at the end 8x8 cells."""
+    """Three stages of windows on 32x32, 16x16 and at the end 8x8 locations."""
     sizes = {"img_size": SIZE, "window_size": 8, "embed_dim": 32, "depths": (2, 2, 2), "num_heads": (1, 2, 4)}
     model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=len(LABELS), **sizes)
     model.patch_embed = HybridEmbed(_stem(1), SIZE, embed_dim=model.embed_dim, output_fmt="NHWC")
@@ -42,7 +42,7 @@ def _swin() -> Any:
 
 
 def _stem(stage: int) -> Any:
-    """The embedded network up to its `stage`-th stage; a cell is 4 px wide after stage 1 and 8 px after stage 2."""
+    """The embedded network up to its `stage`-th stage; a location is 4 px wide after stage 1 and 8 px after stage 2."""
     stem = timm.create_model(ARCH, features_only=True, out_indices=[stage])
     trained = load_file(WEIGHTS)
     stem.load_state_dict({key: trained[key] for key in stem.state_dict()})

@@ -36,10 +36,10 @@ class Concepts:
         return Concepts(self.vectors.to(device), self.strongest.to(device))
 
 
-def learn(cells: Tensor, count: int) -> Concepts:
-    """`count` concepts of non-negative cells [n,C], and the largest weight that each has there."""
-    vectors = concepts_of(cells, count)
-    return Concepts(vectors, weights_of(cells, vectors).amax(dim=0))
+def learn(locations: Tensor, count: int) -> Concepts:
+    """`count` concepts of non-negative locations [n,C], and the largest weight that each has there."""
+    vectors = concepts_of(locations, count)
+    return Concepts(vectors, weights_of(locations, vectors).amax(dim=0))
 
 
 def factorising(engine: Engine) -> Engine:
@@ -57,7 +57,7 @@ def factorising(engine: Engine) -> Engine:
     return engine.running([])
 
 
-def cells(engine: Engine, pixels: Tensor, choose: Chooser, count: int | None = None) -> list[Tensor | ItemError]:
+def activations(engine: Engine, pixels: Tensor, choose: Chooser, count: int | None = None) -> list[Tensor | ItemError]:
     """float32 [h*w,C] on the CPU for each of the first `count` images of uint8 [B,H,W,3]: activations to learn from."""
     view = _view(engine, engine.forward(engine.normalise(pixels)))
     found = view.activations[:count].relu().flatten(2).mT.cpu()
@@ -110,7 +110,7 @@ def _with_concepts(
 
 
 def _weights(concepts: Concepts, view: LayerView) -> Tensor:
-    """[B,k,h,w]: how strong each concept is in each cell."""
+    """[B,k,h,w]: how strong each concept is at each location."""
     batch, _, height, width = view.activations.shape
     rows = view.activations.relu().flatten(2).mT.flatten(0, 1)
     return weights_of(rows, concepts.vectors).view(batch, height, width, -1).permute(0, 3, 1, 2)

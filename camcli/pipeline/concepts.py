@@ -123,7 +123,7 @@ class _Passes:
         stop, seen, failures = Stop(lambda: False), _Seen(), list[Failure]()
         self.progress.begin(len(sample), 0, "learning concepts")
         with closing(load(until(stop, sample), reader.read, threads, partial(reader.ahead, size))) as loaded:
-            for position, one in enumerate(self._asked(questions.cells, loaded, stop)):
+            for position, one in enumerate(self._asked(questions.activations, loaded, stop)):
                 found = one if isinstance(one, Failure) else _failed(one)
                 seen.files.append(_sampled(one))
                 if found:

@@ -47,28 +47,28 @@ DFF = Method(
 )
 
 
-def concepts_of(cells: Tensor, count: int) -> Tensor:
-    """H [count,C], rows of length 1, from non-negative cells V [n,C], by hierarchical alternating least squares.
+def concepts_of(locations: Tensor, count: int) -> Tensor:
+    """H [count,C], rows of length 1, from non-negative locations V [n,C], by hierarchical alternating least squares.
 
     https://doi.org/10.1587/transfun.E92.A.708
     """
     generator = torch.Generator().manual_seed(0)
-    mean = cells.mean()
-    cells = cells / torch.where(mean > 0, mean, 1)
+    mean = locations.mean()
+    locations = locations / torch.where(mean > 0, mean, 1)
     level = 1 / math.sqrt(count)
-    weights = level * torch.rand(len(cells), count, generator=generator).to(cells)
-    concepts = level * torch.rand(count, cells.shape[1], generator=generator).to(cells)
+    weights = level * torch.rand(len(locations), count, generator=generator).to(locations)
+    concepts = level * torch.rand(count, locations.shape[1], generator=generator).to(locations)
     for _ in range(SWEEPS):
-        _improve(weights, cells @ concepts.T, concepts @ concepts.T)
-        _improve(concepts.T, cells.T @ weights, weights.T @ weights)
+        _improve(weights, locations @ concepts.T, concepts @ concepts.T)
+        _improve(concepts.T, locations.T @ weights, weights.T @ weights)
     lengths: Tensor = concepts.norm(dim=1, keepdim=True)
     return concepts / lengths.clamp_min(TINY)
 
 
-def weights_of(cells: Tensor, concepts: Tensor) -> Tensor:
+def weights_of(locations: Tensor, concepts: Tensor) -> Tensor:
     """W [n,k] ≥ 0 that comes nearest to V [n,C] for given concepts H [k,C]."""
-    weights = cells.new_zeros(len(cells), len(concepts))
-    target, gram = cells @ concepts.T, concepts @ concepts.T
+    weights = locations.new_zeros(len(locations), len(concepts))
+    target, gram = locations @ concepts.T, concepts @ concepts.T
     for _ in range(SWEEPS):
         _improve(weights, target, gram)
     return weights

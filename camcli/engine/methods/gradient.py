@@ -41,10 +41,10 @@ def gradcam(view: LayerView) -> Tensor:
 
 @layer_method("gradcam++", NEEDS, COST, "https://arxiv.org/abs/1710.11063", good_for="several instances of one class")
 def gradcam_plus_plus(view: LayerView) -> Tensor:
-    """sum_hw(relu(g) a) A_c with a = g² / (2 g² + S_c g³), S_c = sum_hw A_c: every cell weighs its own gradient.
+    """sum_hw(relu(g) a) A_c with a = g² / (2 g² + S_c g³), S_c = sum_hw A_c: every location weighs its own gradient.
 
     a = 1 / (2 + S_c g). It has a pole where S_c g = -2, which only a channel with negative activations reaches: within
-    a thousandth of the larger term from it a cell counts nothing, and beyond it a is negative, as the formula says.
+    a thousandth of the larger term from it a location counts nothing, and beyond it a is negative, as the formula says.
     """
     g, total = view.gradients, view.activations.sum(dim=(2, 3), keepdim=True)
     return (g.relu() * _alpha(g, torch.ones_like(g), total)).sum(dim=(2, 3), keepdim=True) * view.activations
@@ -91,7 +91,7 @@ def _active(a: Tensor) -> Tensor:
 
 @layer_method("hirescam", NEEDS, COST, "https://arxiv.org/abs/2011.08891", good_for="what the layer truly used")
 def hirescam(view: LayerView) -> Tensor:
-    """g_c A_c: every cell weighed by its own gradient."""
+    """g_c A_c: every location weighed by its own gradient."""
     return view.gradients * view.activations
 
 
@@ -104,10 +104,14 @@ def layercam(view: LayerView) -> Tensor:
 
 
 @layer_method(
-    "gradcam-elementwise", NEEDS, COST, "https://arxiv.org/abs/1610.02391", good_for="positive evidence, cell by cell"
+    "gradcam-elementwise",
+    NEEDS,
+    COST,
+    "https://arxiv.org/abs/1610.02391",
+    good_for="positive evidence, location by location",
 )
 def gradcam_elementwise(view: LayerView) -> Tensor:
-    """relu(g_c A_c): HiResCAM without the parts that speak against the class."""
+    """relu(g_c A_c): HiResCAM without the channel contributions against the class."""
     return (view.gradients * view.activations).relu()
 
 

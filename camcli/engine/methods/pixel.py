@@ -25,7 +25,7 @@ from camcli.errors import MethodError
     "1 forward and backward",
     "https://arxiv.org/abs/1412.6806",
     signed=True,
-    good_for="fine edges, of no class",
+    good_for="fine edges, hardly class-specific",
 )
 def guided_backprop(batch: Batch, views: Sequence[LayerView]) -> Tensor:
     """sum_rgb of the gradient that keeps, at each rectifier, what is positive there in input and gradient."""
