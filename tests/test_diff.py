@@ -74,7 +74,7 @@ def test_a_baseline_is_a_small_file_that_says_the_same(camcli: Camcli, runs: Pat
 def test_without_maps_boxes_are_compared_and_it_is_said(runs: Path) -> None:
     whole = baseline(runs / "a")
     plain = {
-        name: replace(one, places={key: replace(place, cells=None) for key, place in one.places.items()})
+        name: replace(one, places={key: replace(place, grid=None) for key, place in one.places.items()})
         for name, one in whole.answers.items()
     }
     found = diff(whole, replace(whole, answers=plain), Limits())
@@ -97,19 +97,19 @@ def test_images_that_are_missing_and_sides_that_do_not_compare_are_named(runs: P
 
 
 def test_heat_is_compared_where_it_lies_on_the_image(runs: Path) -> None:
-    """The cells of the mirrored images are the mirrored cells, near enough for a net that is not symmetric."""
+    """The grids of the mirrored images are the mirrored grids, near enough for a net that is not symmetric."""
     one, other = baseline(runs / "a"), baseline(runs / "m")
     alike = []
     for name, answer in one.answers.items():
         for key, place in answer.places.items():
-            assert place.cells is not None
+            assert place.grid is not None
             if place.peak:
                 x, y = (min(int(part * 16), 15) for part in place.peak)
-                assert place.cells[y, x] > 200
+                assert place.grid[y, x] > 200
             if key in other.answers[name].places:
-                mirrored = other.answers[name].places[key].cells
+                mirrored = other.answers[name].places[key].grid
                 assert mirrored is not None
-                alike.append(agreement(place, replace(place, cells=mirrored[:, ::-1])).similarity)
+                alike.append(agreement(place, replace(place, grid=mirrored[:, ::-1])).similarity)
     assert len(alike) >= 4
     assert np.median(alike) > 0.8
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ import pytest
 from PIL import Image
 
 from camcli.analysis.page.build import build
-from camcli.analysis.page.chunks import SIZE, arranged
+from camcli.analysis.page.chunks import SIZE, arranged, stamp
 from camcli.analysis.page.heat import packed
-from camcli.analysis.page.rows import key_of
+from camcli.analysis.page.rows import flags_of, key_of
 from camcli.analysis.page.store import Store
 from camcli.results.report import line_of_record
 from camcli.results.run import open_run
@@ -136,6 +137,37 @@ def test_a_damaged_page_is_built_anew(out: Path, tmp_path: Path, damage: str) ->
     assert (copy / "report" / "data" / "rows-0.js").read_bytes() == before
 
 
+def test_details_that_are_gone_are_built_anew(out: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(out, tmp_path / "out")
+    before = (copy / "report" / "data" / "detail-0.js").read_bytes()
+    (copy / "report" / "data" / "detail-0.js").unlink()
+    assert build(copy).fresh == 0
+    assert (copy / "report" / "data" / "detail-0.js").read_bytes() == before
+
+
+def test_another_look_and_another_place_of_an_image_are_changes(out: Path) -> None:
+    entry = next(iter(open_run(out).ledger.entries.values()))
+    assert stamp(entry, "1") == stamp(replace(entry, offset=7), "1")
+    for other in (replace(entry, look="other"), replace(entry, source="/elsewhere/a.png")):
+        assert stamp(other, "1") != stamp(entry, "1")
+
+
+@pytest.mark.parametrize("size", ["original", "60", "model"])
+def test_a_thumbnail_shows_no_caption(camcli: Camcli, tmp_path: Path, size: str) -> None:
+    (tmp_path / "in").mkdir()
+    for name, sides in (("narrow.png", (90, 200)), ("wide.png", (500, 300))):
+        Image.new("RGB", sides, "purple").save(tmp_path / "in" / name)
+    look = f"overlay={{style: blend, caption: true, size: {size}, alpha: 0, format: png}}"
+    assert camcli("run", tmp_path / "in", "--out", tmp_path / "out", "-s", look, "--report").code == 0
+    for row in (row for chunk in data(tmp_path / "out", "rows") for row in chunk):
+        with Image.open(tmp_path / "out" / row["u"]) as sheet:
+            tiles = np.split(np.asarray(sheet.convert("RGB"), dtype=int), row["t"], axis=1)
+        wrong = [(np.abs(tile - (128, 0, 128)).max(axis=2) > 40).mean() for tile in tiles]
+        bars = 1 - min(row["w"], row["h"]) / max(row["w"], row["h"]) if size == "model" else 0
+        assert row["t"] == 2
+        assert wrong == pytest.approx([0, bars], abs=0.03)
+
+
 def test_images_stay_in_their_chunk_and_new_ones_come_behind() -> None:
     first, _ = arranged([], {f"{i:04}": i for i in range(2 * SIZE + 5)})
     assert [len(chunk) for chunk in first] == [SIZE, SIZE, 5]
@@ -192,6 +224,14 @@ def test_a_single_file_holds_what_was_chosen(camcli: Camcli, out: Path, tmp_path
     ended = camcli("report", out, "--single-file", tmp_path / "none.html", "--only", "confident")
     assert ended.code == 2
     assert "neither one of failed, unsure, flagged nor a file of ids" in ended.err
+
+
+def test_a_list_of_ids_may_be_any_that_lists_are(camcli: Camcli, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbf12-star.png\n# 01-circle-star.jpg\n\n\xff.png\n")
+    file = tmp_path / "new" / "some.html"
+    ended = camcli("report", out, "--single-file", file, "--only", tmp_path / "ids.txt")
+    assert (ended.code, "some.html: 2 images" in ended.err) == (0, True), ended.err
+    assert "01-circle-star.jpg" not in file.read_text()
 
 
 def test_a_run_builds_its_page_when_asked(camcli: Camcli, tmp_path: Path) -> None:
@@ -368,6 +408,69 @@ def test_a_class_shows_its_images_and_mean_heat(page: Page) -> None:
     page.locator(".class-bar").first.click()
     page.wait_for_selector(".mean canvas")
     assert "Mean heat of" in page.locator(".mean").inner_text()
+
+
+@pytest.fixture(scope="module")
+def concepts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of three concepts of five shapes, the third of which is nowhere in some."""
+    from camcli import load_config, run
+
+    folder = tmp_path_factory.mktemp("concepts")
+    config = load_config(None, ["maps=npz", "methods=dff", "options.dff.concepts=3"]).config
+    run(config, sorted(SHAPES.iterdir())[:5], folder / "out")
+    build(folder / "out")
+    return folder / "out"
+
+
+def test_a_page_of_concepts_tells_them_apart(concepts: Path) -> None:
+    run, said = open_run(concepts), data(concepts, "overview")
+    assert said["concepts"] == [concept.label for concept in run.concepts]
+    records = {record.id: record for record in run.records()}
+    for row in (row for chunk in data(concepts, "rows") for row in chunk):
+        heatmaps = records[row["id"]].heatmaps
+        assert row["x"] == [["dff", None, 0], ["dff", None, 1], ["dff", None, 2]]
+        assert ("empty" in row["f"]) == all(heatmap.empty for heatmap in heatmaps)
+        some = replace(records[row["id"]], heatmaps=(replace(heatmaps[0], empty=True), *heatmaps[1:]))
+        none = replace(some, heatmaps=tuple(replace(heatmap, empty=True) for heatmap in heatmaps))
+        assert ("empty" in flags_of(some), "empty" in flags_of(none)) == (False, True)
+
+
+def test_each_concept_is_reached_and_none_is_taken_for_a_class(browser: Browser, concepts: Path) -> None:
+    tab, run = browser.new_page(), open_run(concepts)
+    record = next(run.records())
+    tab.goto(f"file://{concepts}/index.html#/image/{key_of(record.id)}")
+    tab.wait_for_selector("canvas.heat")
+    assert tab.locator(".choices button").count() == 3
+    for index, concept in enumerate(run.concepts):
+        tab.locator(".choices button").nth(index).click()
+        tab.wait_for_function(
+            f"document.querySelector('.choices [aria-pressed=true]') && location.hash.endsWith({index})"
+        )
+        tab.wait_for_function(
+            "text => document.querySelector('.facts h2').textContent === text",
+            arg=f"dff · concept {index}: {concept.label}",
+        )
+    go(tab, f"#/class/{record.predictions[0].index}")
+    tab.wait_for_selector(".tile")
+    assert tab.locator(".mean").count() == 0
+    tab.close()
+
+
+def test_two_that_want_one_chunk_both_get_it(page: Page) -> None:
+    asked = "() => Promise.all([0, 1].map(() => camcli.detail(camcli.rows[0]))).then((found) => found.length)"
+    assert page.evaluate(asked) == 2
+
+
+def test_what_comes_late_does_not_replace_what_was_gone_to_since(page: Page) -> None:
+    first, second = key_of("12-star.png"), key_of("03-ring-triangle.jpg")
+    page.evaluate(
+        "() => { const real = camcli.detail; let calls = 0; camcli.detail = async (row) => "
+        "(await new Promise((then) => setTimeout(then, calls++ ? 0 : 300)), real(row)) }"
+    )
+    go(page, f"#/image/{first}")
+    go(page, f"#/image/{second}")
+    page.wait_for_timeout(500)
+    assert page.locator("h1").inner_text() == "03-ring-triangle.jpg"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

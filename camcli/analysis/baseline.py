@@ -7,7 +7,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +19,25 @@ from camcli.images import geometry
 from camcli.records import SCHEMA_VERSION, Box
 from camcli.results.report import HeatmapRecord, ImageRecord
 from camcli.results.run import Run, open_run
-from camcli.results.storage import fatal, write_atomic
+from camcli.results.storage import write_named
 
 GRID = 16
-Cells = NDArray[np.uint8]
+Grid = NDArray[np.uint8]
 _NO_BASELINE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error)
 Shares = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the heat of one heatmap is, in parts of the image.
+    """Where the heat of one heatmap is, as shares of the image's width and height.
 
-    cells: uint8 [GRID,GRID] over the whole image, 0 where the model saw nothing; None where no maps were kept.
-    peak: (x, y), box: (x0, y0, x1, y1), in 0..1 of width and height; None where the map is empty.
+    grid: uint8 [GRID,GRID] over the whole image, 0 where the model saw nothing; None where no maps were kept.
+    peak: (x, y), box: (x0, y0, x1, y1), in 0..1; None where the map is empty.
     """
 
     peak: Shares | None
     box: Shares | None
-    cells: Cells | None
+    grid: Grid | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,13 @@ def write_baseline(out: Path, file: Path) -> Baseline:
     """Write what the run in `out` is compared by to `file`; raises ConfigError and OutputError."""
     found = baseline(out)
     images = {name: [a.label, a.probability, _written(a.places)] for name, a in found.answers.items()}
-    told = {"camcli_baseline": SCHEMA_VERSION, **asdict(found), "answers": images}
-    with fatal(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, gzip.compress(json.dumps(told).encode(), mtime=0))
+    told = {
+        "camcli_baseline": SCHEMA_VERSION,
+        "labels_sha256": found.labels_sha256,
+        "input": dict(found.input),
+        "answers": images,
+    }
+    write_named(file, gzip.compress(json.dumps(told).encode(), mtime=0))
     return found
 
 
@@ -99,7 +102,7 @@ def _key(heatmap: HeatmapRecord) -> str:
 def _place(run: Run, record: ImageRecord, index: int) -> Place:
     heatmap = record.heatmaps[index]
     return Place(
-        _shares(heatmap.peak, record), _shares(heatmap.box, record), _cells(run, record, index) if record.maps else None
+        _shares(heatmap.peak, record), _shares(heatmap.box, record), _grid(run, record, index) if record.maps else None
     )
 
 
@@ -108,19 +111,19 @@ def _shares(place: tuple[float, ...] | None, record: ImageRecord) -> Shares | No
     return tuple(round(value / side, 4) for value, side in zip(place, sides, strict=False)) if place else None
 
 
-def _cells(run: Run, record: ImageRecord, index: int) -> Cells:
+def _grid(run: Run, record: ImageRecord, index: int) -> Grid:
     x, y = GRID / record.width, GRID / record.height
     x0, y0, x1, y1 = record.seen
     heat = run.heat(record, index).clip(min=0)
     (left, top, right, bottom), found = geometry.field(heat, Box(x0 * x, y0 * y, x1 * x, y1 * y), GRID, GRID, GRID)
-    cells = np.zeros((GRID, GRID), np.uint8)
-    cells[top:bottom, left:right] = np.rint(found * 255)
-    return cells
+    grid = np.zeros((GRID, GRID), np.uint8)
+    grid[top:bottom, left:right] = np.rint(found * 255)
+    return grid
 
 
 def _written(places: Mapping[str, Place]) -> dict[str, Any]:
     return {
-        key: [place.peak, place.box, None if place.cells is None else base64.b64encode(place.cells.tobytes()).decode()]
+        key: [place.peak, place.box, None if place.grid is None else base64.b64encode(place.grid.tobytes()).decode()]
         for key, place in places.items()
     }
 
@@ -141,10 +144,10 @@ def _of_file(path: Path) -> Baseline:
 
 def _read(places: Mapping[str, Any]) -> dict[str, Place]:
     return {
-        key: Place(tuple(peak) if peak else None, tuple(box) if box else None, _decoded(cells))
-        for key, (peak, box, cells) in places.items()
+        key: Place(tuple(peak) if peak else None, tuple(box) if box else None, _decoded(grid))
+        for key, (peak, box, grid) in places.items()
     }
 
 
-def _decoded(text: str | None) -> Cells | None:
+def _decoded(text: str | None) -> Grid | None:
     return None if text is None else np.frombuffer(base64.b64decode(text), np.uint8).reshape(GRID, GRID)

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camcli.analysis.baseline import Baseline, Cells, Place
+from camcli.analysis.baseline import Baseline, Grid, Place
 from camcli.errors import ConfigError
 from camcli.results.fingerprint import differences
 
 WORST = 20
 NOTICEABLE = 0.99
 WINDOW = 7
-"""Side of the windows of SSIM, in cells."""
+"""Rows and columns of the windows of SSIM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Limits:
 class Agreement:
     """How alike two places of heat are.
 
-    similarity: Pearson's correlation of the cells, or the overlap of the boxes where maps are missing. spearman, ssim:
-    of the cells. overlap: of the regions above half of the maximum, intersection over union. shift: of the peak, in
+    similarity: Pearson's correlation of the grids, or the overlap of the boxes where maps are missing. spearman, ssim:
+    of the grids. overlap: of the regions above half of the maximum, intersection over union. shift: of the peak, in
     diagonals of the image.
     """
 
@@ -91,13 +91,16 @@ class Difference:
         }
 
     @property
+    def exceeded(self) -> dict[str, float]:
+        """Those of the shares that are larger than they may be."""
+        return {name: share for name, share in self.shares.items() if share > getattr(self.limits, name)}
+
+    @property
     def tripped(self) -> list[str]:
         """What differs more than it may, in words."""
-        limits = asdict(self.limits)
         return [
-            f"{name.replace('_', ' ')}: {share:.1%} of the images, more than {limits[name]:.1%}"
-            for name, share in self.shares.items()
-            if share > limits[name]
+            f"{name.replace('_', ' ')}: {share:.1%} of the images, more than {getattr(self.limits, name):.1%}"
+            for name, share in self.exceeded.items()
         ]
 
     @property
@@ -138,7 +141,7 @@ def diff(before: Baseline, after: Baseline, limits: Limits) -> Difference:
         pairs,
         [name for name in after.answers if name not in before.answers],
         [name for name in before.answers if name not in after.answers],
-        any(place.cells is None for place in kept),
+        any(place.grid is None for place in kept),
         limits,
     )
 
@@ -157,11 +160,11 @@ def agreement(one: Place, other: Place) -> Agreement:
         return Agreement(same, same, 1 - same)
     shift = math.dist(one.peak, other.peak) / math.sqrt(2)
     boxes = _overlap_of_boxes(one.box or (0, 0, 1, 1), other.box or (0, 0, 1, 1))
-    if one.cells is None or other.cells is None:
+    if one.grid is None or other.grid is None:
         return Agreement(boxes, boxes, shift)
-    a, b = one.cells.astype(np.float64).ravel(), other.cells.astype(np.float64).ravel()
-    found = correlation(a, b), overlap(one.cells, other.cells), shift, correlation(ranks(a), ranks(b))
-    return Agreement(*(round(value, 6) for value in (*found, ssim(one.cells, other.cells))))
+    a, b = one.grid.astype(np.float64).ravel(), other.grid.astype(np.float64).ravel()
+    found = correlation(a, b), overlap(one.grid, other.grid), shift, correlation(ranks(a), ranks(b))
+    return Agreement(*(round(value, 6) for value in (*found, ssim(one.grid, other.grid))))
 
 
 def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
@@ -178,14 +181,14 @@ def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return means
 
 
-def overlap(one: Cells, other: Cells) -> float:
+def overlap(one: Grid, other: Grid) -> float:
     """Intersection over union of the regions of at least half of the maximum."""
     a, b = one >= max(one.max(), 1) / 2, other >= max(other.max(), 1) / 2
     return float((a & b).sum() / max((a | b).sum(), 1))
 
 
-def ssim(one: Cells, other: Cells) -> float:
-    """Mean structural similarity over windows of WINDOW x WINDOW cells (Wang et al. 2004, uniform window)."""
+def ssim(one: Grid, other: Grid) -> float:
+    """Mean structural similarity over windows of WINDOW x WINDOW locations (Wang et al. 2004, uniform window)."""
     a, b = (np.lib.stride_tricks.sliding_window_view(x / 255, (WINDOW, WINDOW)) for x in (one, other))
     axes, unbiased = (-2, -1), WINDOW**2 / (WINDOW**2 - 1)
     ma, mb = a.mean(axes), b.mean(axes)

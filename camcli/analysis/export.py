@@ -13,7 +13,7 @@ from typing import Any
 from camcli.errors import ConfigError
 from camcli.results.rows import Cell, Row, columns
 from camcli.results.run import open_run
-from camcli.results.storage import fatal, write_atomic
+from camcli.results.storage import write_named
 
 AT_ONCE = 10_000
 """Rows of a Parquet row group."""
@@ -40,9 +40,7 @@ def export(out: Path, file: Path) -> int:
             yield row.cells()
 
     run = open_run(out)
-    with fatal(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, writer(cells(run.rows())))
+    write_named(file, writer(cells(run.rows())))
     return count
 
 

@@ -49,14 +49,13 @@ def diff(
     from camcli.analysis.baseline import baseline
     from camcli.analysis.diff import Limits
     from camcli.analysis.diff import diff as compare
-    from camcli.results.storage import fatal, write_atomic
+    from camcli.results.storage import write_named
 
     limits = Limits(*map(_share, (max_top1_changed, max_moved, max_removed, min_similarity)))
     found = compare(baseline(before), baseline(after), limits)
     for file, text in ((markdown, verdict.markdown(found).encode()), (junit, verdict.junit(found))):
         if file:
-            with fatal(file):
-                write_atomic(file, text)
+            write_named(file, text)
     if json_:
         console.print_json(found.as_dict())
     else:

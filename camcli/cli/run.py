@@ -191,12 +191,12 @@ def _job(config: RunConfig, options: Options, shard: Shard | None = None, keep_g
 def _policy(options: Options, images: int, keep_going: bool) -> Policy:
     """What is kept and when to stop, in a part of `images` images."""
     from camcli.results.resume import Policy
-    from camcli.results.tolerance import Tolerance, read_known
+    from camcli.results.tolerance import Tolerance, read_ids
 
     errors = "0" if options.fail_fast else options.max_errors
     most = None if errors is None else _number("--max-errors", errors, images)
     allowed = _number("--allow-errors", options.allow_errors or "0", images)
-    known = read_known(options.known_failures) if options.known_failures else frozenset[str]()
+    known = read_ids(options.known_failures, "--known-failures") if options.known_failures else frozenset[str]()
     kept = options.fresh, keep_going, options.retry_failed, options.check
     return Policy(*kept, most, Tolerance(allowed, known))
 
@@ -299,11 +299,11 @@ def _restyled(job: Job, options: Options) -> int:
         return 0
     from camcli.cli.progress import Progress
     from camcli.pipeline.interrupt import Interrupt
-    from camcli.pipeline.repaint import restyle
+    from camcli.pipeline.repaint import repaint
 
     with Progress(sys.stderr, quiet=True) as progress, Interrupt(progress.tell_now) as interrupt:
-        found = restyle(job, progress, interrupt)
-    if found and not options.quiet:
+        found = repaint(job.out, job.config.overlay, progress, interrupt, partly=True)
+    if not options.quiet:
         console.say(f"another look: {summary.repainted(found)}")
         for line in summary.left(found):
             console.say(f"to be explained again: {line}")

@@ -222,6 +222,7 @@ def repainted(found: Repainted) -> str:
     """What became of the overlays of a run that was to look different."""
     parts = [f"{counted(found.painted, 'image')} painted anew"]
     parts += [f"{found.kept} looked so already"] * bool(found.kept)
+    parts += [f"{found.failed} failed before"] * bool(found.failed)
     parts += [f"{len(found.left)} left as they are"] * bool(found.left)
     return ", ".join(parts)
 

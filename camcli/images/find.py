@@ -255,17 +255,17 @@ def _standard_input() -> str:
     if sys.stdin is None:
         raise ConfigError("-: standard input is closed, so no paths can be read from it")
     binary = getattr(sys.stdin, "buffer", None)
-    return _decoded("-", binary.read()) if binary else sys.stdin.read()
+    return decoded("-", binary.read()) if binary else sys.stdin.read()
 
 
 def _read_list(name: str) -> str:
     try:
-        return _decoded(f"@{name}", Path(name).read_bytes())
+        return decoded(f"@{name}", Path(name).read_bytes())
     except OSError as error:
         raise ConfigError(f"@{name}: the list cannot be read: {error.strerror}") from None
 
 
-def _decoded(word: str, data: bytes) -> str:
+def decoded(word: str, data: bytes) -> str:
     """File names are bytes of any kind; a byte order mark is none of them, and tells of UTF-16."""
     if not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return os.fsdecode(data.removeprefix(codecs.BOM_UTF8))

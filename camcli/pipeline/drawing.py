@@ -18,6 +18,7 @@ from camcli.render.concepts import concept_overlay
 from camcli.render.grid import grid, grid_name, tile
 from camcli.render.overlay import canvas, encode, longest, overlay_name, paint
 from camcli.results.concepts import Concept
+from camcli.results.report import ImageRecord
 from camcli.results.storage import fitted
 
 # At most, for each pixel: of the file, and of what encoding it takes.
@@ -42,6 +43,15 @@ Legend = Sequence[tuple[str, str]]
 def legend_of(concepts: Iterable[Concept]) -> Legend:
     """What an overlay of all concepts says below."""
     return [(concept.colour, concept.label) for concept in concepts]
+
+
+def tops_of(images: Iterable[ImageResult | ImageRecord]) -> dict[str, float]:
+    """Of each method, the largest raw value in all its maps that show something."""
+    tops: dict[str, float] = {}
+    for image in images:
+        for heatmap in (heatmap for heatmap in image.heatmaps if not heatmap.empty):
+            tops[heatmap.method] = max(tops.get(heatmap.method, 0.0), top_of(heatmap))
+    return tops
 
 
 def draw(

@@ -57,7 +57,7 @@ class Explanation:
     input: NDArray[Any]
 
     def peak(self, index: int = 0) -> tuple[int, int] | None:
-        """Pixel (x, y) of the image at the centre of the hottest cell of a heatmap; None where it is empty."""
+        """Pixel (x, y) of the image at the centre of the hottest location of a heatmap; None where it is empty."""
         return geometry.peak(self.heatmaps[index].heat.clip(min=0), self.seen, *self.image.size)
 
     def box(self, index: int = 0) -> Box | None:

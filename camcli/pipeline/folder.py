@@ -9,9 +9,9 @@ from camcli.config.file import LoadedConfig, config_of, load_config
 from camcli.config.schema import RunConfig
 from camcli.images.find import asked, by_extension, discover
 from camcli.models.code import code_allowed
-from camcli.pipeline.job import Job
+from camcli.pipeline.job import Job, look_alone_differs
 from camcli.pipeline.progress import Bar, Progress, Silent
-from camcli.pipeline.repaint import restyle
+from camcli.pipeline.repaint import repaint
 from camcli.pipeline.run import perform
 from camcli.results.run import Run, open_run
 
@@ -35,7 +35,8 @@ def run(
     items = discover(names, out=Path(out), others=others)
     words = asked(names, None, None, None)
     job = Job(_config(config), items, Path(out), asked=words, skipped_files=by_extension(others))
-    restyle(job, Silent())
+    if look_alone_differs(job):
+        repaint(job.out, job.config.overlay, partly=True)
     with code_allowed(allow_code):
         perform(job, (Bar() if progress else Silent()) if isinstance(progress, bool) else progress)
     return open_run(out)

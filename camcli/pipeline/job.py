@@ -15,9 +15,9 @@ from camcli.results import counts
 from camcli.results.claim import Kind
 from camcli.results.concepts import read_learnt
 from camcli.results.fingerprint import SHORT, labels_hash, look_of, same_numbers, same_request
-from camcli.results.ledger import Ledger
+from camcli.results.ledger import Entry
 from camcli.results.manifest import Manifest, listing
-from camcli.results.resume import Plan, Policy, plan
+from camcli.results.resume import Policy, plan
 from camcli.results.run import Run, run_in
 from camcli.results.shard import Shard
 from camcli.results.versions import versions
@@ -69,7 +69,8 @@ def settled(job: Job, run: Run) -> tuple[RunReport, Manifest] | None:
     if run.strange or not ledger.clean or any(entry.made_with != ours for entry in ledger.entries.values()):
         return None
     work = plan(job.mine, ledger, job.out, job.policy)
-    return None if work.todo or work.vanished else (_report(job, work, ledger, told.precision.used), told)
+    kept = [ledger.entries[name] for name in work.kept]
+    return None if work.todo or work.vanished else (report_of(job, kept, len(kept), 0, told.precision.used), told)
 
 
 def look_alone_differs(job: Job) -> bool:
@@ -112,22 +113,21 @@ def _same_files(config: RunConfig, told: Manifest) -> bool:
     return (state.sha256 if state else None) == told.model.weights_sha256
 
 
-def _report(job: Job, work: Plan, ledger: Ledger, precision: str) -> RunReport:
-    kept = [ledger.entries[name] for name in work.kept]
-    failures = counts.failures(kept)
-    failed = failures.total()
+def report_of(job: Job, entries: Sequence[Entry], kept: int, left_out: int, precision: str) -> RunReport:
+    """How the images of `entries` ended, `kept` of them in an earlier run; left_out: how many were not reached."""
+    failures, tolerance = counts.failures(entries), job.policy.tolerance
     return RunReport(
-        done=len(work.kept) - failed,
-        failed=failed,
-        skipped=0,
+        done=len(entries) - failures.total(),
+        failed=failures.total(),
+        skipped=left_out,
         seconds=0.0,
         out=str(job.out),
-        exit_code=job.policy.tolerance.exit_code(kept, 0),
+        exit_code=tolerance.exit_code(entries, left_out),
         failures=dict(sorted(failures.items())),
-        kept=len(work.kept),
-        without_evidence=counts.without_evidence(kept),
-        redone=counts.redone(kept, precision),
+        kept=kept,
+        without_evidence=counts.without_evidence(entries),
+        redone=counts.redone(entries, precision),
         skipped_files=dict(job.skipped_files),
-        known=job.policy.tolerance.expected(kept),
-        mended=job.policy.tolerance.mended(kept),
+        known=tolerance.expected(entries),
+        mended=tolerance.mended(entries),
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
+from camcli.pipeline.drawing import tops_of
 from camcli.pipeline.flow import Explained, Outcome
 from camcli.pipeline.order import Phase, in_order
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Failure, ImageResult
-from camcli.render.caption import top_of
 
 
 def paint(
@@ -31,13 +31,5 @@ def in_one_range(explained: Iterable[Explained]) -> Iterator[Explained]:
             yield one
         else:
             results.append(one.found)
-    tops = _tops(results)
+    tops = tops_of(results)
     yield from (Explained(result, tops) for result in results)
-
-
-def _tops(results: Iterable[ImageResult]) -> dict[str, float]:
-    """Of each method, the largest raw value in all its maps that show something."""
-    tops: dict[str, float] = {}
-    for heatmap in (heatmap for result in results for heatmap in result.heatmaps if not heatmap.empty):
-        tops[heatmap.method] = max(tops.get(heatmap.method, 0.0), top_of(heatmap))
-    return tops

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,16 +20,14 @@ from camcli.images.geometry import Heat
 from camcli.images.libtiff import quiet_decoders
 from camcli.images.preprocess import Preprocess, seen_of
 from camcli.images.read import Source
-from camcli.pipeline.drawing import draw, drawing_cost, legend_of
+from camcli.pipeline.drawing import draw, drawing_cost, legend_of, tops_of
 from camcli.pipeline.flow import until
 from camcli.pipeline.interrupt import Interrupt
-from camcli.pipeline.job import Job, look_alone_differs
 from camcli.pipeline.limits import budget_for, cores
 from camcli.pipeline.order import in_order
 from camcli.pipeline.progress import Progress, Silent
 from camcli.pipeline.stopwatch import Stopwatch
 from camcli.records import Box, Failure, Heatmap, ImageResult
-from camcli.render.caption import top_of
 from camcli.render.overlay import longest
 from camcli.results.claim import CONCEPTS
 from camcli.results.concepts import VECTORS
@@ -47,10 +45,14 @@ NO_MAPS = "NoMaps"
 
 @dataclass(frozen=True, slots=True)
 class Repainted:
-    """How many images were painted anew, how many looked so already, and which were left as they are, and why."""
+    """How many images were painted anew, how many looked so already, and which were left as they are, and why.
+
+    failed: images that had failed in the run, which have nothing to be painted.
+    """
 
     painted: int
     kept: int
+    failed: int
     left: list[Failure]
     exit_code: int
 
@@ -97,15 +99,10 @@ def repaint(
         looks = Counter(entry.look for entry in folder.ledger.entries.values())
         folder.write_manifest(told.model_copy(update={"looks": dict(sorted(looks.items()))}))
     code = interrupt.exit_code if interrupt else 0
-    kept = len(order) - len(todo)
-    return Repainted(looks[told.look[:SHORT]] - kept, kept, left, code or (1 if left else 0))
-
-
-def restyle(job: Job, progress: Progress, interrupt: Interrupt | None = None) -> Repainted | None:
-    """Where a job asks for what is there with another look, paint all whose maps were kept; None where it does not."""
-    if not look_alone_differs(job):
-        return None
-    return repaint(job.out, job.config.overlay, progress, interrupt, partly=True)
+    explained = [entry for entry in folder.ledger.entries.values() if entry.done]
+    kept = sum(entry.id not in todo for entry in explained)
+    anew = sum(entry.look == told.look[:SHORT] for entry in explained) - kept
+    return Repainted(anew, kept, len(order) - len(explained), left, code or (1 if left else 0))
 
 
 def _records(run: Run) -> Iterator[ImageRecord | FailureRecord]:
@@ -165,7 +162,8 @@ class _Artist:
         self.budget = budget_for(config)
         self.threads = cores(config)
         self.legend = legend_of(run.concepts)
-        self.tops = _tops(run.records()) if look.scale == "run" and not self.legend else {}
+        tops = tops_of(run.records()) if look.scale == "run" and not self.legend else {}
+        self.tops = {method: _single(top) for method, top in tops.items()}
 
     def outcome(self, record: ImageRecord | FailureRecord) -> Line | Failure:
         """The record's line once its files are there, or why it is left as it is; raises OutputError."""
@@ -254,11 +252,3 @@ def _heatmap(record: ImageRecord, index: int, heat: Heat) -> Heatmap:
 def _single(value: float) -> float:
     """The float32 that a record's shortest decimal stands for."""
     return float(np.float32(value))
-
-
-def _tops(records: Iterable[ImageRecord]) -> dict[str, float]:
-    """Of each method, the largest raw value in all its maps that show something."""
-    tops: dict[str, float] = {}
-    for heatmap in (heatmap for record in records for heatmap in record.heatmaps if not heatmap.empty):
-        tops[heatmap.method] = max(tops.get(heatmap.method, 0.0), _single(top_of(heatmap)))
-    return tops

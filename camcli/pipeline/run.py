@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -14,14 +14,13 @@ from camcli.images.libtiff import quiet_decoders
 from camcli.pipeline.concepts import have_concepts
 from camcli.pipeline.flow import Backend
 from camcli.pipeline.interrupt import Interrupt
-from camcli.pipeline.job import Job
+from camcli.pipeline.job import Job, report_of
 from camcli.pipeline.prepare import Prepared, prepare
 from camcli.pipeline.progress import CountsPasses, Progress, Silent
 from camcli.pipeline.recorder import Recorder
 from camcli.pipeline.stages import through_stages
 from camcli.pipeline.workers import Task, in_processes
 from camcli.records import SCHEMA_VERSION, RunReport
-from camcli.results import counts
 from camcli.results.fingerprint import SHORT, fingerprint, identity, look_of, same_numbers
 from camcli.results.manifest import (
     NOT_BEGUN,
@@ -158,27 +157,17 @@ def _planned(job: Job, folder: RunDir, settings: Manifest) -> Plan:
 
 
 def _summary(job: Job, work: Plan, recorder: Recorder, precision: str, seconds: float, interrupted: int) -> RunReport:
-    recorded = [recorder.folder.ledger.entries[name] for name in (*work.kept, *recorder.seen)]
-    failures = counts.failures(recorded)
-    records, tolerance = recorder.folder.ledger.entries.values(), job.policy.tolerance
+    entries = recorder.folder.ledger.entries
+    recorded = [entries[name] for name in (*work.kept, *recorder.seen)]
     left_out = len(work.kept) + len(work.todo) - len(recorded)
-    return RunReport(
-        done=len(recorded) - failures.total(),
-        failed=failures.total(),
-        skipped=left_out,
+    report = report_of(job, recorded, len(work.kept), left_out, precision)
+    return replace(
+        report,
         seconds=seconds,
-        out=str(job.out),
-        exit_code=interrupted or tolerance.exit_code(recorded, left_out),
-        failures=dict(sorted(failures.items())),
-        kept=len(work.kept),
+        exit_code=interrupted or report.exit_code,
         vanished=len(work.vanished),
-        redone=counts.redone(recorded, precision),
-        foreign=sum(entry.made_with != recorder.made_with for entry in records),
-        without_evidence=counts.without_evidence(recorded),
-        skipped_files=dict(job.skipped_files),
-        explained=sum(recorder.folder.ledger.entries[name].done for name in recorder.seen),
-        known=tolerance.expected(recorded),
-        mended=tolerance.mended(recorded),
+        foreign=sum(entry.made_with != recorder.made_with for entry in entries.values()),
+        explained=sum(entries[name].done for name in recorder.seen),
     )
 
 

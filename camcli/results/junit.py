@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
-from camcli.errors import OutputError
 from camcli.results.ledger import Entry
 from camcli.results.run import Run
-from camcli.results.storage import write_atomic
+from camcli.results.storage import write_named
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -23,11 +22,7 @@ def write_junit(path: Path, ids: Iterable[str], run: Run) -> None:
     suite.set("skipped", str(sum(case.find("skipped") is not None for case in cases)))
     suite.extend(cases)
     ElementTree.indent(suite)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True) + b"\n")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    write_named(path, ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True) + b"\n")
 
 
 def _case(name: str, entry: Entry | None) -> ElementTree.Element:

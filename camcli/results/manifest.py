@@ -9,13 +9,14 @@ import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from camcli import records
 from camcli.errors import ConfigError
 from camcli.images.find import Item, roots_of
-from camcli.records import SCHEMA_VERSION, RunReport
+from camcli.records import SCHEMA_VERSION, BackendName, RunReport
 from camcli.results import storage, versions
 from camcli.results.counts import precisions
 from camcli.results.fingerprint import SHORT
@@ -74,14 +75,14 @@ class Guard(_Section):
 class UsedBackend(_Section):
     """What computed the network before the target layer, and why."""
 
-    used: Literal["torch", "openvino", "compile"]
+    used: BackendName
     why: str
 
 
 class Precision(_Section):
     """Of the forward pass, and why."""
 
-    used: Literal["fp32", "bf16", "fp16"]
+    used: records.Precision
     why: str
     guard: Guard | None = None
 

@@ -23,8 +23,8 @@ _APART = "move run.json and results.jsonl elsewhere, and merge again"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A part that is finished: ids in the order of its positions."""
+class PartRun:
+    """A part, and what it has left; once it is finished, its ids are in the order of its positions."""
 
     shard: Shard
     run: Run
@@ -67,13 +67,13 @@ def shards_in(out: Path) -> list[Shard]:
     return shards
 
 
-def _finished(out: Path) -> list[Part]:
+def _finished(out: Path) -> list[PartRun]:
     """Raises ConfigError where there are none and IncompleteError where they are not all finished."""
     begun = shards_in(out)
     if not begun:
         raise ConfigError(f"{out}: holds no parts of a run; they are made with `camcli run --shard I/N`")
     count = begun[0].count
-    parts = [Part(shard, run_in(out, shard.suffix)) for shard in (Shard(i, count) for i in range(1, count + 1))]
+    parts = [PartRun(shard, run_in(out, shard.suffix)) for shard in (Shard(i, count) for i in range(1, count + 1))]
     missing = [f"{p.shard} ({p.run.manifest.status})" for p in parts if p.run.manifest.status != "finished"]
     if missing:
         raise IncompleteError(f"{out}: parts are missing: {', '.join(missing)}; run each with --shard I/{count}")
@@ -82,7 +82,7 @@ def _finished(out: Path) -> list[Part]:
 
 def refuse_another_run(out: Path, shard: Shard, settings: Manifest) -> None:
     """Raises ConfigError where another part in `out` was made with another config than `settings`."""
-    others = [Part(other, run_in(out, other.suffix)) for other in shards_in(out) if other != shard]
+    others = [PartRun(other, run_in(out, other.suffix)) for other in shards_in(out) if other != shard]
     for other in others:
         told = other.run.manifest
         if told == NOTHING:
@@ -99,7 +99,7 @@ def refuse_another_run(out: Path, shard: Shard, settings: Manifest) -> None:
             )
 
 
-def _check_alike(out: Path, parts: Sequence[Part]) -> None:
+def _check_alike(out: Path, parts: Sequence[PartRun]) -> None:
     """Raises ConfigError unless all parts had the same settings and images, which together are complete."""
     first = parts[0].run.manifest
     for part in parts[1:]:
@@ -117,12 +117,12 @@ def _images(told: Manifest) -> tuple[int, str, list[str]]:
     return told.inputs.images, told.inputs.sha256, told.inputs.roots
 
 
-def _unlike(out: Path, settings: Manifest, other: Part) -> str:
+def _unlike(out: Path, settings: Manifest, other: PartRun) -> str:
     changes = "".join(f"\n  {line}" for line in differences(settings.identity, other.run.manifest.identity))
     return f"{out}: part {other.shard} was made with another config:{changes}"
 
 
-def _lines(parts: Sequence[Part]) -> Iterator[bytes]:
+def _lines(parts: Sequence[PartRun]) -> Iterator[bytes]:
     """All records in the order of the whole run."""
     places = sorted((position, number, name) for number, part in enumerate(parts) for position, name in part.places)
     with ExitStack() as stack:

@@ -50,7 +50,7 @@ class HeatmapRecord:
     against: Annotated[Prediction | None, Field(description="The class that the target is contrasted with.")] = None
     concept: Annotated[ConceptHeat | None, Field(description="What the map is of instead of a class.")] = None
     peak: Annotated[
-        tuple[Index, Index] | None, Field(description="[x, y] of the hottest cell's centre, original pixels.")
+        tuple[Index, Index] | None, Field(description="[x, y] of the centre of the hottest location, original pixels.")
     ]
     box: Annotated[
         Corners | None,

@@ -108,6 +108,15 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes], sync: bool = False, 
         _sync_folder(path.parent)
 
 
+def write_named(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a file that the user named, and make its folder; raises OutputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
 def write_all(number: int, data: bytes) -> None:
     """Write all of `data` to an open file; raises OSError, and some of it may then be written."""
     while data:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from camcli.errors import ConfigError
+from camcli.images.find import decoded
 from camcli.results.ledger import Entry
 
 
@@ -30,12 +31,13 @@ class Tolerance:
         return tuple(entry.id for entry in entries if entry.done and entry.id in self.known)
 
 
-def read_known(file: Path) -> frozenset[str]:
-    """The ids in a text file, one a line as records have them, beside empty lines and comments (#)."""
+def read_ids(file: Path, option: str) -> frozenset[str]:
+    """The ids in a text file, one a line as records have them, beside empty lines and comments (#).
+
+    option: that named it, for the message of ConfigError.
+    """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = decoded(f"{option} {file}", file.read_bytes()).splitlines()
     except OSError as error:
-        raise ConfigError(f"--known-failures {file}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"--known-failures {file}: not UTF-8 text: {error}") from None
+        raise ConfigError(f"{option} {file}: cannot be read: {error.strerror}") from None
     return frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))

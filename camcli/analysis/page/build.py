@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from camcli.analysis.page.store import Store, chunk_name
 from camcli.analysis.page.summary import Row, overview
 from camcli.analysis.page.template import assets
 from camcli.errors import ConfigError
+from camcli.pipeline.limits import usable_cores
 from camcli.results.run import Run, open_run
 
 BUNDLE = 20
-LAYOUT = 1
+LAYOUT = 2
 """Counts up when what is written for an image changes, so that pages of earlier versions are built anew."""
 
 
@@ -44,7 +44,7 @@ def build(out: Path, linked: bool = False, advance: Callable[[int], None] = lamb
         raise ConfigError(f"{out}: no image was explained yet, so there is nothing to show; {run.command} first")
     chunks, stale = arranged(before, stamps)
     rows = _known_rows(store, len(chunks))
-    lost = [place for place, chunk in enumerate(chunks) if len(rows[place]) != len(chunk)]
+    lost = [place for place, chunk in enumerate(chunks) if _is_lost(store, place, len(rows[place]), len(chunk))]
     for place in (stale := sorted({*stale, *lost})):
         shown = _shown(Shower(run, store, linked), run, chunks[place])
         store.write_chunk("detail", place, [one.detail for one in shown])
@@ -78,10 +78,15 @@ def _known_rows(store: Store, count: int) -> list[list[Row]]:
     return found[:count]
 
 
+def _is_lost(store: Store, place: int, rows: int, images: int) -> bool:
+    """Whether what the build before wrote of a chunk is not all there."""
+    return rows != images or not store.has(chunk_name("detail", place))
+
+
 def _shown(shower: Shower, run: Run, chunk: Stamps) -> list[Shown]:
     """What is shown of the images of a chunk, made on all cores."""
     records = list(run.read(run.ledger.entries[name] for name in chunk))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(shower.show, records, chunk.values()))
 
 

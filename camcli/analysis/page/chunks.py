@@ -15,8 +15,9 @@ Stamps = dict[str, int]
 
 def stamp(entry: Entry, built_as: str) -> int:
     """A number that changes with what the page shows of an image; built_as: whatever else decides about that."""
-    shown = entry.done, entry.fingerprint, entry.versions, entry.file, sorted(entry.files.items()), entry.message
-    return zlib.crc32(repr((shown, built_as)).encode(errors="surrogatepass"))
+    shown = entry.source, entry.done, entry.fingerprint, entry.look, entry.versions, entry.file, entry.message
+    written = sorted(entry.files.items())
+    return zlib.crc32(repr((shown, written, built_as)).encode(errors="surrogatepass"))
 
 
 def arranged(before: Sequence[Stamps], stamps: Mapping[str, int]) -> tuple[list[Stamps], list[int]]:

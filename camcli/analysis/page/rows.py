@@ -53,7 +53,9 @@ def row_of(record: ImageRecord | FailureRecord, thumb: str, tiles: int) -> dict[
 
 
 def _heat_name(heatmap: HeatmapRecord) -> list[Any]:
-    return [heatmap.method, heatmap.target.index if heatmap.target else None]
+    """[method, class or None, concept or None]."""
+    target, concept = heatmap.target, heatmap.concept
+    return [heatmap.method, target.index if target else None, concept.index if concept else None]
 
 
 def flags_of(record: ImageRecord) -> list[str]:
@@ -62,11 +64,17 @@ def flags_of(record: ImageRecord) -> list[str]:
     said = {
         "unsure": first.probability < UNSURE,
         "close": bool(others) and first.probability - others[0].probability < CLOSE,
-        "empty": any(heatmap.empty for heatmap in record.heatmaps),
-        "border": any(_at_border(heatmap, record.seen) for heatmap in record.heatmaps[:1]),
+        "empty": _is_empty(record.heatmaps),
+        "border": any(_at_border(heatmap, record.seen) for heatmap in record.heatmaps[:1] if not heatmap.concept),
         "methods-disagree": _disagree(record),
     }
     return [name for name, holds in said.items() if holds]
+
+
+def _is_empty(heatmaps: Sequence[HeatmapRecord]) -> bool:
+    """Of classes, any; an image need not have all the concepts of its folder."""
+    empty = [heatmap.empty for heatmap in heatmaps]
+    return bool(empty) and (all(empty) if heatmaps[0].concept else any(empty))
 
 
 def _at_border(heatmap: HeatmapRecord, seen: Sequence[float]) -> bool:

@@ -11,6 +11,7 @@ from camcli.analysis.page.heat import packed
 from camcli.analysis.page.rows import key_of, row_of
 from camcli.analysis.page.store import FOLDER, Store, link
 from camcli.errors import CamcliError
+from camcli.images.decode import WHOLE, shrunk_size
 from camcli.images.find import unchanged
 from camcli.results.report import FailureRecord, ImageRecord
 from camcli.results.run import Run
@@ -50,7 +51,6 @@ class Shower:
         thumb, tiles = self._thumb(record, name, source)
         detail["image"] = self._large(name, source)
         detail["overlays"] = [link(heatmap.overlay) for heatmap in record.heatmaps]
-        detail["grids"] = [link(grid) for grid in record.grids]
         detail["heat"] = [self._heat(record, i) for i in range(len(record.heatmaps))]
         return Shown(row_of(record, thumb, tiles), detail)
 
@@ -65,8 +65,18 @@ class Shower:
         tiles = len(overlays) + bool(source)
         thumb = f"{FOLDER}/thumbs/{name[:2]}/{name}.{tiles}.webp"
         if tiles and not self.store.has(thumb):
-            self.store.write(thumb, thumbs.strip(thumbs.small(source) if source else None, overlays))
+            image = thumbs.small(source) if source else None
+            self.store.write(thumb, thumbs.strip(image, overlays, self._part(record), not self.run.finds_concepts))
         return thumb, tiles
+
+    def _part(self, record: ImageRecord) -> tuple[int, int]:
+        """Width and height of the image in its overlays, without what is written below it."""
+        told = self.run.manifest
+        size = told.config.get("overlay", {}).get("size")
+        if size == "model" and told.input.get("size"):
+            height, width = told.input["size"]
+            return width, height
+        return shrunk_size((record.width, record.height), size if isinstance(size, int) else WHOLE)
 
     def _large(self, name: str, source: Path | None) -> str | None:
         """The address of the image at full size, None where it cannot be had."""

@@ -18,6 +18,7 @@ from camcli.analysis.page.thumbs import UNREADABLE, webp
 from camcli.errors import ConfigError
 from camcli.results import storage
 from camcli.results.run import open_run
+from camcli.results.tolerance import read_ids
 
 MOST = 500
 SIDE = 720
@@ -48,8 +49,7 @@ def pack(out: Path, file: Path, only: str | None) -> int:
     details = [_with_images(out, detail) for _, detail in chosen]
     data = {"overview": overview(run, rows, BUNDLE, 1), "rows": [rows], "detail": details}
     page = single(run.path.absolute().name, [chunk_text(kind, 0, value) for kind, value in data.items()])
-    with storage.fatal(file):
-        storage.write_atomic(file, page)
+    storage.write_named(file, page)
     return len(chosen)
 
 
@@ -69,11 +69,9 @@ def _wanted(only: str | None) -> Callable[[Row], bool]:
         return lambda row: True
     if only in CHOICES:
         return CHOICES[only]
-    try:
-        names = set(Path(only).read_text(encoding="utf-8", errors="surrogateescape").splitlines())
-    except OSError as error:
-        known = ", ".join(CHOICES)
-        raise ConfigError(f"--only {only}: neither one of {known} nor a file of ids: {error.strerror}") from None
+    if not Path(only).is_file():
+        raise ConfigError(f"--only {only}: neither one of {', '.join(CHOICES)} nor a file of ids")
+    names = read_ids(Path(only), "--only")
     return lambda row: row["id"] in names
 
 
@@ -86,7 +84,7 @@ def _with_images(out: Path, detail: dict[str, Any]) -> dict[str, Any]:
         None if heat and image else _embedded(out, address, SIDE)
         for address, heat in zip(detail["overlays"], detail["heat"], strict=True)
     ]
-    return {**detail, "image": image, "overlays": overlays, "grids": []}
+    return {**detail, "image": image, "overlays": overlays}
 
 
 def _embedded(out: Path, address: str, side: int | None) -> str | None:

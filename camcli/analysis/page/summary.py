@@ -14,7 +14,7 @@ from camcli.results.manifest import Manifest
 from camcli.results.run import Run
 
 BINS = 20
-STRIP = 24
+STRIP = 12
 MESSAGES = 3
 Row = dict[str, Any]
 
@@ -36,6 +36,7 @@ def overview(run: Run, rows: Sequence[Row], bundle: int, bundles: int) -> dict[s
         "failures": _failures(failed),
         "look": _look(done),
         "flags": FLAGS,
+        "concepts": [concept.label for concept in run.concepts],
         "colours": _colours(look.get("colormap", "inferno")),
         "alpha": look.get("alpha") or 0.75,
     }
@@ -107,6 +108,6 @@ def _section(name: str, flag: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _colours(colormap: str) -> dict[str, str]:
-    """256 RGB triples in base64, of the run's colour map and of two that everybody can tell apart."""
+    """256 RGB triples in base64, of the run's colour map, of the page's own, and of RdBu_r for signed maps."""
     names = dict.fromkeys([colormap, "inferno", "turbo", "cividis", "RdBu_r"])
     return {name: base64.b64encode(palette(name).tobytes()).decode() for name in names}

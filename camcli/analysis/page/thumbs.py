@@ -16,15 +16,17 @@ LARGE = 1280
 COPIED_BYTES = 400_000
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 SHOWN_BY_BROWSERS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
+Sides = tuple[int, int]
 LARGE_KINDS = tuple(SHOWN_BY_BROWSERS.values())
 
 
-def strip(image: Image.Image | None, overlays: Sequence[Path]) -> bytes:
+def strip(image: Image.Image | None, overlays: Sequence[Path], part: Sides, centred: bool) -> bytes:
     """A WebP with the image, if there is one, and its overlays side by side, each in a tile of the same size.
 
-    What cannot be read is a grey tile.
+    part: how large the image is in its overlays, in the middle or on the left of what is written below it, which is
+    left out. What cannot be read is a grey tile.
     """
-    tiles = [*([image] if image else []), *map(_opened, overlays)]
+    tiles = [*([image] if image else []), *(_opened(path, part, centred) for path in overlays)]
     size = next((tile.size for tile in tiles if tile), (SIDE, SIDE))
     sheet = Image.new("RGB", (size[0] * len(tiles), size[1]), "grey")
     for i, tile in enumerate(tiles):
@@ -41,12 +43,20 @@ def webp(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _opened(path: Path) -> Image.Image | None:
+def _opened(path: Path, part: Sides, centred: bool) -> Image.Image | None:
     try:
         with Image.open(path, formats=list(SHOWN_BY_BROWSERS)) as image:
-            return _shrunk(image)
+            return _shrunk(_without_words(image, part, centred))
     except UNREADABLE:
         return None
+
+
+def _without_words(overlay: Image.Image, part: Sides, centred: bool) -> Image.Image:
+    """The image alone, of an overlay that has a caption or a legend."""
+    if overlay.width < part[0] or overlay.height <= part[1]:
+        return overlay
+    left = (overlay.width - part[0]) // 2 if centred else 0
+    return overlay.crop((left, 0, left + part[0], part[1]))
 
 
 def small(path: Path) -> Image.Image | None:

@@ -29,11 +29,13 @@
     }
     if (document.activeElement !== find) find.value = query.get("q") ?? "";
     const focused = document.activeElement?.getAttribute("name");
+    const asked = location.hash;
     try {
       await views[kind](rest, query);
     } catch (error) {
-      main.replaceChildren(el("p", { class: "wait" }, String(error.message ?? error)));
+      if (location.hash === asked) main.replaceChildren(el("p", { class: "wait" }, String(error.message ?? error)));
     }
+    if (location.hash !== asked) return; // what it led to since is shown by a call of its own
     const place = `${kind}/${rest.join("/")}`;
     if (place !== shown) scrollTo(0, 0);
     shown = place;

@@ -4,7 +4,7 @@
   const { el, name, percent, count, plain } = camcli;
   const PAGE = 120;
   const SAMPLE = 300; // images whose maps are averaged
-  const CELLS = 64;
+  const SIDE = 64; // rows and columns that the image is divided into
 
   camcli.showClasses = (main, query) => {
     const words = (query.get("q") ?? "").toLowerCase();
@@ -24,27 +24,27 @@
   const meanHeat = async (rows, index) => {
     const every = Math.max(1, rows.length / SAMPLE);
     const some = Array.from({ length: Math.min(rows.length, SAMPLE) }, (_, i) => rows[Math.floor(i * every)]);
-    const sum = new Float32Array(CELLS * CELLS);
-    const seen = new Uint16Array(CELLS * CELLS);
+    const sum = new Float32Array(SIDE * SIDE);
+    const seen = new Uint16Array(SIDE * SIDE);
     let maps = 0;
     for (const row of some) {
       const { record, heat } = await camcli.detail(row);
-      const at = record.heatmaps.findIndex((heatmap, i) => !heatmap.signed && heat[i] && (!heatmap.target || heatmap.target.index === index));
+      const at = record.heatmaps.findIndex((heatmap, i) => !heatmap.signed && !heatmap.concept && heat[i] && (!heatmap.target || heatmap.target.index === index));
       if (at < 0) continue;
       add(sum, seen, camcli.values(heat[at], false), record);
       maps += 1;
     }
-    return maps ? { maps, map: { rows: CELLS, columns: CELLS, values: sum.map((value, i) => (seen[i] ? value / seen[i] : NaN)) } } : null;
+    return maps ? { maps, map: { rows: SIDE, columns: SIDE, values: sum.map((value, i) => (seen[i] ? value / seen[i] : NaN)) } } : null;
   };
 
   const add = (sum, seen, map, { seen: [x0, y0, x1, y1], width, height }) => {
-    for (let y = 0; y < CELLS; y++) {
-      for (let x = 0; x < CELLS; x++) {
-        const u = (((x + 0.5) / CELLS) * width - x0) / (x1 - x0);
-        const v = (((y + 0.5) / CELLS) * height - y0) / (y1 - y0);
+    for (let y = 0; y < SIDE; y++) {
+      for (let x = 0; x < SIDE; x++) {
+        const u = (((x + 0.5) / SIDE) * width - x0) / (x1 - x0);
+        const v = (((y + 0.5) / SIDE) * height - y0) / (y1 - y0);
         if (u < 0 || u > 1 || v < 0 || v > 1) continue;
-        sum[y * CELLS + x] += camcli.sample(map, u, v);
-        seen[y * CELLS + x] += 1;
+        sum[y * SIDE + x] += camcli.sample(map, u, v);
+        seen[y * SIDE + x] += 1;
       }
     }
   };
@@ -74,7 +74,7 @@
     main.replaceChildren(
       el("h1", {}, name(label)),
       el("p", { class: "tally" }, found ? `${count(rows.length, "image")}, mean probability ${percent(found[3])} · class ${index} · ` : "No image of this run has it as the most probable class. ", found ? el("a", { href: `#/images?${list}` }, "filter further") : ""),
-      rows.length ? el("div", { class: "cards" }, where(rows, index)) : "",
+      rows.length && !camcli.run.concepts.length ? el("div", { class: "cards" }, where(rows, index)) : "",
       el("form", { class: "filters" }, el("label", {}, el("span", {}, "sort"), el("select", { onchange: (event) => camcli.change({ sort: event.target.value }) }, sorts.map(([value, text]) => el("option", { value, selected: value === list.get("sort") }, text))))),
       rows.length ? camcli.grid(rows, list, 188) : "",
     );

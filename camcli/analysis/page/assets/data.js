@@ -1,8 +1,9 @@
 "use strict";
 // Data comes in scripts, since a page that is opened from a disk can load nothing else.
 {
-  const waiting = new Map();
+  const waiting = new Map(); // what is to be called with a chunk under way
   const found = new Map();
+  const coming = new Map(); // promises of chunks under way
   const LONGEST = 40; // chunks of details that are kept
 
   camcli.chunk = (kind, number, value) => {
@@ -11,18 +12,26 @@
     const details = [...found.keys()].filter((key) => key.startsWith("detail-"));
     if (details.length > LONGEST) found.delete(details[0]);
     waiting.get(name)?.(value);
+    waiting.delete(name);
+    coming.delete(name);
+  };
+
+  const fetched = (name, resolve, reject) => {
+    waiting.set(name, resolve);
+    const script = camcli.el("script", { src: `report/data/${name}.js` });
+    script.addEventListener("load", () => script.remove());
+    script.addEventListener("error", () => {
+      coming.delete(name);
+      reject(new Error(`report/data/${name}.js cannot be read`));
+    });
+    document.head.append(script);
   };
 
   const load = (kind, number) => {
     const name = `${kind}-${number}`;
     if (found.has(name)) return Promise.resolve(found.get(name));
-    return new Promise((resolve, reject) => {
-      waiting.set(name, resolve);
-      const script = camcli.el("script", { src: `report/data/${name}.js` });
-      script.addEventListener("load", () => script.remove());
-      script.addEventListener("error", () => reject(new Error(`report/data/${name}.js cannot be read`)));
-      document.head.append(script);
-    });
+    if (!coming.has(name)) coming.set(name, new Promise((resolve, reject) => fetched(name, resolve, reject)));
+    return coming.get(name);
   };
 
   camcli.rows = [];

@@ -12,7 +12,8 @@
   };
   const SIZES = { small: 132, medium: 188, large: 280 };
 
-  const overlayAt = (row, method, target) => {
+  // Which of an image's heatmaps is of that method and class, empty for any; what is the same for all classes is of each.
+  camcli.overlayAt = (row, method, target) => {
     const found = row.x.findIndex(([of, index]) => (!method || of === method) && (target === "" || index === null || String(index) === target));
     return Math.max(found, 0);
   };
@@ -46,7 +47,7 @@
         name(row.id, { class: "path" }),
       );
     }
-    const index = overlayAt(row, method, target);
+    const index = camcli.overlayAt(row, method, target);
     const thumb = camcli.thumb(row, { side, index });
     const to = (shown) => () => turn(thumb, row, shown, index);
     const other = side === "image" ? "overlay" : "image";

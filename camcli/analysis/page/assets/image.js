@@ -4,7 +4,8 @@
   const { el, svg, name, percent, plain } = camcli;
   const FINE = 320; // pixels of the longer side of a painted map
 
-  const label = (heatmap) => (heatmap.target ? heatmap.target.label : "the whole image");
+  const label = ({ target, concept }) =>
+    target ? target.label : concept ? `concept ${concept.index}: ${camcli.run.concepts[concept.index] ?? ""}` : "the whole image";
 
   const box = (corners, kind) => {
     const [x0, y0, x1, y1] = corners;
@@ -86,7 +87,7 @@
     return el(
       "section",
       { class: "card" },
-      el("h2", {}, "Methods and targets"),
+      el("h2", {}, camcli.run.concepts.length ? "Concepts" : "Methods and targets"),
       el(
         "div",
         { class: "scroll" },
@@ -103,10 +104,11 @@
   const facts = (record, heatmap) => {
     const said = [["size", `${record.width} × ${record.height} px`]];
     if (heatmap) {
-      said.push(["layer", heatmap.layer ?? record.layer], ["raw range", `${Number(heatmap.raw_min).toPrecision(3)} … ${Number(heatmap.raw_max).toPrecision(3)}`]);
+      said.push(["layer", record.layer], ["raw range", `${Number(heatmap.raw_min).toPrecision(3)} … ${Number(heatmap.raw_max).toPrecision(3)}`]);
       if (heatmap.empty) said.push(["no evidence", heatmap.reason || "the map is zero everywhere"]);
       if (heatmap.peak) said.push(["peak", heatmap.peak.join(", ")]);
       if (heatmap.box) said.push(["hot region", heatmap.box.map(Math.round).join(", ")]);
+      if (heatmap.concept) said.push(["mean heat", percent(heatmap.concept.mean)]);
       if (heatmap.against) said.push(["against", heatmap.against.label]);
     }
     if (record.precision) said.push(["precision", record.precision]);
@@ -158,7 +160,9 @@
       main.replaceChildren(el("p", { class: "wait" }, camcli.ready ? "There is no such image in this run." : "Loading …"));
       return;
     }
+    const asked = location.hash;
     const detail = await camcli.detail(row);
+    if (location.hash !== asked) return; // another place has been gone to since
     const record = detail.record;
     const list = new URLSearchParams([...query].filter(([name]) => !own.includes(name)));
     const head = [neighbours(row, list), el("h1", {}, name(record.id))];
@@ -167,9 +171,9 @@
       main.replaceChildren(...head, el("section", { class: "card" }, el("h2", {}, plain(record.kind)), el("p", { class: "message" }, plain(record.message))), raw);
       return;
     }
-    const defaults = { opacity: Number(query.get("opacity") ?? Math.max(camcli.run.alpha, 0.75)), colours: query.get("colours") ?? Object.keys(camcli.run.colours)[0] };
-    const wanted = row.x.findIndex(([method, target]) => (!list.get("method") || method === list.get("method")) && (!list.get("target") || String(target) === list.get("target")));
-    const view = { ...defaults, index: Number(query.get("index") ?? Math.max(wanted, 0)), side: query.get("side") ?? "overlay", marks: query.get("marks") === "1" };
+    const defaults = { opacity: Number(query.get("opacity") ?? camcli.run.alpha), colours: query.get("colours") ?? Object.keys(camcli.run.colours)[0] };
+    const wanted = camcli.overlayAt(row, list.get("method") ?? "", list.get("target") ?? "");
+    const view = { ...defaults, index: Number(query.get("index") ?? wanted), side: query.get("side") ?? "overlay", marks: query.get("marks") === "1" };
     const heatmap = record.heatmaps[view.index];
     const choose = (changes) => camcli.change(changes);
     const repaint = (opacity) => main.querySelector(".heat")?.replaceWith(heatCanvas(record, heatmap, detail.heat[view.index], { ...view, opacity: Number(opacity) }));

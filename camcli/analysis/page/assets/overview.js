@@ -107,7 +107,7 @@
           section.images ? el("span", { class: "number" }, count(section.images, "image")) : null,
           why ? el("small", {}, why) : null,
         ),
-        el("div", { class: "tiles row" }, section.rows.slice(0, 12).map((row) => camcli.tile(row, { query: all.split("?")[1] }))),
+        el("div", { class: "tiles row" }, section.rows.map((row) => camcli.tile(row, { query: all.split("?")[1] }))),
       );
     });
 
