@@ -231,7 +231,9 @@ def test_a_damaged_config_is_named(camcli: Camcli, tmp_path: Path, source: str, 
 
 
 @pytest.mark.parametrize("family", ["own", "resnet"])
-@pytest.mark.parametrize("kwargs", ["{}", "{trust_remote_code: true}", "{code_revision: main}"])
+@pytest.mark.parametrize(
+    "kwargs", ["{}", "{trust_remote_code: true}", "{code_revision: main}", "{attn_implementation: owner/kernel}"]
+)
 def test_code_beside_a_model_never_runs_and_is_never_asked_about(
     camcli: Camcli, tmp_path: Path, family: str, kwargs: str
 ) -> None:

@@ -51,6 +51,8 @@ def check(config: ModelConfig) -> None:
     _library()
     if named := [name for name in _FOREIGN_CODE if name in config.kwargs]:
         raise ConfigError(f"model.kwargs.{named[0]}: {_NO_CODE}")
+    if "/" in str(config.kwargs.get("attn_implementation", "")):  # a compiled kernel of the hub
+        raise ConfigError(f"model.kwargs.attn_implementation: {_NO_CODE}")
     _local(config)
 
 
