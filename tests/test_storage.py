@@ -218,7 +218,7 @@ def test_a_share_of_errors_is_of_the_images_of_the_part(
     folder = images(tmp_path / "in", 20)
     jobs: list[Job] = []
 
-    def run(found: Job, *_: Any) -> int:
+    def run(_: Any, found: Job, *__: Any) -> int:
         jobs.append(found)
         return 0
 
