@@ -70,7 +70,7 @@ def in_browser(out: Path, images: int) -> tuple[float, float]:
         tab.wait_for_selector(".figures")
         first = time.perf_counter() - start
         tab.goto(f"file://{out}/index.html#/images")
-        tab.wait_for_function(f"document.querySelector('.tally')?.textContent === '{images:,} images'")
+        tab.wait_for_function(f"() => document.querySelector('.tally')?.textContent === '{images:,} images'")
         frames = float(tab.evaluate(FRAMES))
         browser.close()
     return first, frames
